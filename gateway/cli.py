@@ -1,0 +1,123 @@
+"""The ``gateway`` command."""
+
+import asyncio
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from gateway import __version__
+from gateway.crypto import load_keys
+from gateway.errors import ConfigurationError, GatewayError
+from gateway.logs import configure_logging
+from gateway.settings import Settings, load_settings
+from gateway.storage.database import database_url, migrate
+from gateway.tracing.redaction import Redactor
+
+app = App(name="gateway", version=__version__, help="Serve tool-calling agents over HTTP, and grade the live traffic.")
+_problems = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; an error that a person can mend is one message, not a stack trace."""
+    with _messages():
+        app()
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except GatewayError as error:
+        _problems.print(f"[bold red]gateway:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _prepare() -> Settings:
+    """Read the settings and set up logging, which redacts."""
+    settings = load_settings()
+    configure_logging(settings.log_level, Redactor(load_keys(settings).derive("redaction")).text)
+    return settings
+
+
+@app.command
+def serve(*, logs_to_files: bool = False) -> None:
+    """Run everything on this machine: Postgres, MLflow, web and evaluator, until Ctrl-C.
+
+    Args:
+        logs_to_files: Write the processes' logs to the folder logs of GATEWAY_HOME instead of the terminal.
+    """
+    from gateway.supervisor import Supervisor  # noqa: PLC0415 - not on Windows; `web` and `worker` are
+
+    Supervisor(_prepare(), logs_to_files=logs_to_files).run()
+
+
+@app.command
+def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
+    """Run one web process on the database that is set or embedded."""
+    from gateway.app import create_app  # noqa: PLC0415 - the SDK takes a second to import; `--help` need not wait
+
+    settings = _prepare()
+    migrate(database_url(settings))
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # a line a request costs as much as serving a small one; the ledger has them all
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+    )
+    sockets = None if fd is None else [socket.socket(fileno=fd)]
+    uvicorn.Server(config).run(sockets)
+
+
+@app.command
+def worker() -> None:
+    """Run one evaluator on the database that is set or embedded."""
+    try:
+        from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"The evaluator needs {error.name}: install it with `pip install 'agent-gateway[evaluation]'`."
+        ) from None
+    settings = _prepare()
+    migrate(database_url(settings))
+    asyncio.run(run_evaluator(settings))
+
+
+@app.command
+def demo(*, leave: bool = False) -> None:
+    """Start everything, send the sample conversations, show how they were scored, and go on serving until Ctrl-C.
+
+    Args:
+        leave: End after the table instead; the exit code says whether all was as expected.
+    """
+    from gateway.demo import run_demo  # noqa: PLC0415 - as for `serve`
+
+    sys.exit(run_demo(_prepare(), leave=leave))
+
+
+@app.command
+def init(folder: Path) -> None:
+    """Write a starter project: an agent, scorers and gateway.toml.
+
+    Args:
+        folder: A new or empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"{folder} is not empty; name a new folder.")
+    package = Path(__file__).parent
+    # The wheel carries the starter; in a checkout it is read from where it is developed.
+    source = package / "starter" if (package / "starter").is_dir() else package.parent
+    for each in ("agents/math", "scorers"):
+        shutil.copytree(source / each, folder / each, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copy(source / "gateway.toml", folder)
+    Console().print(f"Wrote a starter project to {folder}. Next: cd {folder} && gateway serve", highlight=False)

@@ -1,0 +1,91 @@
+"""Scoring whole conversations, once they have been quiet for a while.
+
+A conversation that goes on after it was scored is scored again; the earlier score stays as history, marked as not the
+latest one here and as overridden in MLflow. MLflow's place for a conversation's scores is its first trace, with the
+session's id in the assessment's metadata.
+"""
+
+import asyncio
+
+import structlog
+from procrastinate import App
+
+from gateway.crypto import Keys
+from gateway.evaluation.records import Connection, collect_failed, mark_logged, save_scores
+from gateway.evaluation.scoring import LiveScorer, Score, score_conversation
+from gateway.evaluation.store import MlflowStore
+from gateway.storage.database import Pool
+from gateway.storage.queue import SCORE_CONVERSATION, enqueue_once
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE = 200  # due conversations that one look takes up; the next look takes the rest
+
+
+class ConversationScoring:
+    """Finds the conversations that are due and scores them, one evaluator at a time a conversation."""
+
+    def __init__(self, keys: Keys, pool: Pool, queue: App, store: MlflowStore, scorers: list[LiveScorer]):
+        self._share_key = keys.derive("sampling")
+        self._pool = pool
+        self._queue = queue
+        self._store = store
+        self._scorers = [live for live in scorers if live.scores_conversations]
+
+    async def enqueue_due(self) -> None:
+        """Enqueue a job for each conversation that is due."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_DUE, [_AT_ONCE])
+            due = await cursor.fetchall()
+        for (session_id,) in due:
+            await enqueue_once(self._queue, SCORE_CONVERSATION, str(session_id), session_id=str(session_id))
+
+    async def score(self, session_id: str) -> None:
+        """Score a conversation, if it is still due and something is new in it."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_LOOK, [session_id])
+            row = await cursor.fetchone()
+        if row is None:
+            return  # it went on in the meantime, or another evaluator was here
+        agent, last_turn_at, trace_ids = str(row[0]), row[1], row[2]
+        traces = await asyncio.to_thread(self._store.read_traces, trace_ids)  # type: ignore[arg-type]
+        drawn = [live for live in self._scorers if live.draws(self._share_key, agent, session_id)]
+        scores: list[Score] = []
+        if traces:
+            results = await asyncio.gather(
+                *(asyncio.to_thread(score_conversation, live, traces, session_id, agent) for live in drawn)
+            )
+            async with self._pool.connection() as connection:
+                scores = await save_scores(connection, [score for result in results for score in result])
+                await self._project(connection, scores)
+        async with self._pool.connection() as connection, connection.transaction():
+            await mark_logged(connection, scores)
+            if traces:
+                await collect_failed(connection, scores, self._scorers, traces[-1].info.trace_id)
+            await connection.execute(_DONE, [len(traces), session_id, last_turn_at])
+
+    async def _project(self, connection: Connection, scores: list[Score]) -> None:
+        """Write the scores to MLflow, each in place of the one before it."""
+        for score in scores:
+            cursor = await connection.execute(_EARLIER, [score.session_id, score.scorer, score.name, score.turns])
+            earlier = [str(row[0]) for row in await cursor.fetchall()]
+            overrides = earlier[0] if earlier else None
+            await asyncio.to_thread(self._store.write_assessment, score.assessment(overrides=overrides))
+            await connection.execute("UPDATE scores SET latest = false WHERE score_id = ANY(%s)", [earlier])
+
+
+_DUE = "SELECT session_id FROM conversations WHERE due_at <= now() ORDER BY due_at LIMIT %s"
+# A turn that is still in the outbox belongs to the conversation: it is looked at again when that turn has arrived.
+_LOOK = """
+    SELECT agent, last_turn_at, ARRAY(
+        SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
+          AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at)
+    FROM conversations WHERE session_id = %s AND due_at <= now()
+      AND NOT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id)
+                      WHERE runs.session_id = conversations.session_id)
+"""
+_EARLIER = """
+    SELECT score_id FROM scores WHERE session_id = %s AND scorer = %s AND name = %s AND turns < %s
+    ORDER BY turns DESC, created_at DESC
+"""
+_DONE = "UPDATE conversations SET due_at = NULL, scored_turns = %s WHERE session_id = %s AND last_turn_at = %s"

@@ -1,0 +1,98 @@
+"""Failed traces into MLflow datasets: once each, redacted, with where they came from.
+
+MLflow keys a dataset's rows by their inputs and overwrites the tags of equal ones, and two merges at once can lose a
+batch. So one evaluator at a time merges into a dataset, and each trace's provenance has a tag of its own.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import structlog
+from mlflow.entities import SpanType
+from mlflow.entities import Trace as MlflowTrace
+from mlflow.tracing.constant import TraceMetadataKey
+
+from gateway.evaluation.store import MlflowStore
+from gateway.storage.database import Pool
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 100
+_PENDING = """
+    SELECT trace_id, scorers FROM dataset_rows WHERE dataset = %s AND merged_at IS NULL
+    ORDER BY created_at LIMIT %s FOR UPDATE
+"""
+
+
+class DatasetFeeder:
+    """Merges the rows that wait in ``dataset_rows``."""
+
+    def __init__(self, pool: Pool, store: MlflowStore):
+        self._pool = pool
+        self._store = store
+
+    async def merge_waiting(self) -> None:
+        """Merge everything that waits, a dataset at a time."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("SELECT DISTINCT dataset FROM dataset_rows WHERE merged_at IS NULL")
+            waiting = [str(row[0]) for row in await cursor.fetchall()]
+        for dataset in waiting:
+            while await self._merge(dataset):
+                pass
+
+    async def _merge(self, dataset: str) -> bool:
+        """Merge one batch; return whether there may be more."""
+        async with self._pool.connection() as connection, connection.transaction():
+            lock = await connection.execute(
+                "SELECT pg_try_advisory_xact_lock(hashtextextended('dataset/' || %s, 0))", [dataset]
+            )
+            if (await lock.fetchone()) != (True,):
+                return False  # another evaluator is at it
+            cursor = await connection.execute(_PENDING, [dataset, _BATCH])
+            failed: dict[str, dict[str, Any]] = dict(await cursor.fetchall())  # type: ignore[arg-type]
+            if not failed:
+                return False
+            traces = await asyncio.to_thread(self._store.read_traces, list(failed))
+            records = [record(trace, failed[trace.info.trace_id]) for trace in traces]
+            await asyncio.to_thread(self._store.merge_records, dataset, records)
+            await connection.execute(
+                "UPDATE dataset_rows SET merged_at = now() WHERE dataset = %s AND trace_id = ANY(%s)",
+                [dataset, list(failed)],
+            )
+            return len(failed) == _BATCH
+
+
+def record(trace: MlflowTrace, failed: dict[str, Any]) -> dict[str, Any]:
+    """Return the dataset record of a trace.
+
+    Args:
+        trace: as it is in MLflow, redacted.
+        failed: value by name, of the scorers that failed it.
+    """
+    metadata = trace.info.trace_metadata
+    trace_id = trace.info.trace_id
+    session_id = metadata.get(TraceMetadataKey.TRACE_SESSION, "")
+    return {
+        "inputs": {"messages": conversation_so_far(trace)},
+        "outputs": trace.data.spans[0].outputs,
+        "source": {"source_type": "TRACE", "source_data": {"trace_id": trace_id, "session_id": session_id}},
+        "tags": {
+            "trace_id": trace_id,
+            "session_id": session_id,
+            "agent": metadata.get("gateway.agent", ""),
+            "agent_version": metadata.get("gateway.agent_version", ""),
+            "scorers": ", ".join(sorted(failed)),
+            **{f"score.{name}": json.dumps(value) for name, value in failed.items()},
+            # Rows with equal inputs are one row in MLflow: this keeps the provenance of each of its traces.
+            f"from.{trace_id}": json.dumps(failed, sort_keys=True),
+        },
+    }
+
+
+def conversation_so_far(trace: MlflowTrace) -> list[dict[str, Any]]:
+    """Return the chat messages by which this turn can be asked again: the history that the agent saw, and the turn."""
+    calls = [span for span in trace.data.spans if span.span_type == SpanType.CHAT_MODEL]
+    first = min(calls, key=lambda span: span.start_time_ns, default=trace.data.spans[0])
+    messages: list[dict[str, Any]] = (first.inputs or {}).get("messages", [])
+    return [message for message in messages if message.get("role") != "system"]

@@ -1,0 +1,195 @@
+"""The evaluator process.
+
+It is woken by jobs (Procrastinate, LISTEN/NOTIFY) and looks around by itself twice a second, so that a lost wake-up
+costs half a second, not a score. Guarantee: at least once, with the effect of once. Any number of evaluators may run.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import structlog
+from mlflow.store.db.utils import _get_latest_schema_revision
+from procrastinate import App, PsycopgConnector
+
+from gateway.crypto import Keys, load_keys
+from gateway.evaluation.conversations import ConversationScoring
+from gateway.evaluation.datasets import DatasetFeeder
+from gateway.evaluation.intake import PRESENCE_LOCK, TraceIntake
+from gateway.evaluation.scoring import LiveScorer, load_scorers
+from gateway.evaluation.store import MlflowStore, configure_mlflow, tracking_uri
+from gateway.settings import Settings
+from gateway.storage.database import Pool, database_url, open_pool
+from gateway.storage.queue import (
+    DRAIN_OUTBOX,
+    JUDGE_TRACE,
+    JUDGING_QUEUE,
+    RETRY_STALLED,
+    SCORE_CONVERSATION,
+    TRACES_QUEUE,
+    enqueue_once,
+)
+
+log = structlog.get_logger(__name__)
+
+_LOOK_S = 0.5  # how often to look for what nobody told us of
+_HEARTBEAT_S = 2.0
+_STALLED_AFTER_S = 10.0  # five missed heartbeats: the worker is dead, its jobs are free
+_MLFLOW_WAIT_NOTE_S = 15.0
+
+
+class Evaluator:
+    """Everything one evaluator process does, from `run` until it is cancelled."""
+
+    def __init__(self, settings: Settings, keys: Keys, pool: Pool, store: MlflowStore, scorers: list[LiveScorer]):
+        self._settings = settings
+        self._keys = keys
+        self._pool = pool
+        self._store = store
+        self._scorers = scorers
+        self._queue = App(connector=PsycopgConnector())
+
+    async def run(self) -> None:
+        """Work until cancelled, then finish the running jobs within the grace period."""
+        async with self._presence() as (presence, evaluator_id):
+            await self._queue.open_async(self._pool)
+            self._intake = TraceIntake(
+                self._settings, self._keys, self._pool, self._queue, self._store, self._scorers, evaluator_id
+            )
+            self._conversations = ConversationScoring(self._keys, self._pool, self._queue, self._store, self._scorers)
+            self._datasets = DatasetFeeder(self._pool, self._store)
+            self._register_tasks()
+            log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._scorers])
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._beat(presence, evaluator_id), name="heartbeat")
+                group.create_task(self._look_around(), name="look-around")
+                group.create_task(self._work(TRACES_QUEUE, concurrency=1), name="traces")
+                group.create_task(self._work(JUDGING_QUEUE, self._settings.judge_concurrency), name="judging")
+
+    @asynccontextmanager
+    async def _presence(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[tuple[object, ...]], int]]:
+        """Register this evaluator and hold its advisory lock: Postgres frees it when the process is gone."""
+        url = database_url(self._settings)
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, application_name="gateway-evaluator", keepalives_idle=5, keepalives_interval=2
+        ) as connection:
+            cursor = await connection.execute(
+                "INSERT INTO evaluators (host, pid) VALUES (%s, %s) RETURNING evaluator_id",
+                [socket.gethostname(), os.getpid()],
+            )
+            row = await cursor.fetchone()
+            evaluator_id = int(row[0]) if row else 0
+            await connection.execute("SELECT pg_advisory_lock(%s, %s)", [PRESENCE_LOCK, evaluator_id])
+            await connection.execute("DELETE FROM evaluators WHERE heartbeat_at < now() - interval '1 day'")
+            yield connection, evaluator_id
+
+    async def _beat(self, connection: psycopg.AsyncConnection[tuple[object, ...]], evaluator_id: int) -> None:
+        """Show that we are alive. If the connection is lost our claims are void, so the process ends."""
+        while True:
+            await connection.execute(
+                "UPDATE evaluators SET heartbeat_at = now() WHERE evaluator_id = %s", [evaluator_id]
+            )
+            await asyncio.sleep(_HEARTBEAT_S)
+
+    async def _work(self, queue: str, concurrency: int) -> None:
+        await self._queue.run_worker_async(
+            queues=[queue],
+            name=queue,
+            concurrency=concurrency,
+            fetch_job_polling_interval=2.0,
+            delete_jobs="successful",
+            install_signal_handlers=False,
+            shutdown_graceful_timeout=self._settings.shutdown_grace_s,
+            update_heartbeat_interval=_HEARTBEAT_S,
+            stalled_worker_timeout=_STALLED_AFTER_S,
+        )
+        # It stops by itself when its listener fails; an evaluator that only looks alive would be worse than none.
+        raise RuntimeError(f"the worker of queue {queue} stopped by itself; its log line says why")
+
+    async def _look_around(self) -> None:
+        while True:
+            try:
+                async with self._pool.connection() as connection:
+                    cursor = await connection.execute("SELECT EXISTS (SELECT 1 FROM outbox WHERE retry_at <= now())")
+                    if await cursor.fetchone() == (True,):
+                        await enqueue_once(self._queue, DRAIN_OUTBOX)
+                await self._conversations.enqueue_due()
+                await self._datasets.merge_waiting()
+            except Exception:
+                log.exception("looking around failed; trying again")
+            await asyncio.sleep(_LOOK_S)
+
+    def _register_tasks(self) -> None:
+        """Give the names in `gateway.storage.queue` their code."""
+        queue = self._queue
+
+        @queue.task(name=DRAIN_OUTBOX.task, queue=DRAIN_OUTBOX.queue)
+        async def drain_outbox() -> None:
+            await self._intake.drain()
+
+        @queue.task(name=JUDGE_TRACE.task, queue=JUDGE_TRACE.queue, retry=5)
+        async def judge_trace(trace_id: str) -> None:
+            await self._intake.judge(trace_id)
+
+        @queue.task(name=SCORE_CONVERSATION.task, queue=SCORE_CONVERSATION.queue)
+        async def score_conversation(session_id: str) -> None:
+            await self._conversations.score(session_id)
+
+        @queue.periodic(cron="*/10 * * * * *")
+        @queue.task(name=RETRY_STALLED.task, queue=RETRY_STALLED.queue, queueing_lock=RETRY_STALLED.task)
+        async def retry_stalled(timestamp: int) -> None:  # noqa: ARG001 - given by Procrastinate
+            await self._retry_stalled()
+            await self._intake.resume_pending()
+
+    async def _retry_stalled(self) -> None:
+        """Free the jobs of workers that died: Procrastinate notices them, and leaves them to us."""
+        manager = self._queue.job_manager
+        for job in await manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_AFTER_S):
+            log.warning("taking over a job of a dead worker", job=job.call_string)
+            await manager.retry_job(job)
+
+
+async def run_evaluator(settings: Settings) -> None:
+    """Run the evaluator until SIGTERM or SIGINT."""
+    url = database_url(settings)
+    uri = tracking_uri(settings, url)
+    configure_mlflow(settings, uri)
+    scorers = load_scorers(settings)
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, task.cancel if task else loop.stop)
+    try:
+        if settings.runs_own_mlflow:
+            await _await_mlflow_schema(uri)
+        store = await asyncio.to_thread(MlflowStore, uri, settings.mlflow_experiment)
+        # Beside its own work the pool serves two listeners, and each judge a moment.
+        pool = open_pool(url, max_size=settings.database_pool_size + settings.judge_concurrency, name="evaluator")
+        async with pool:
+            await Evaluator(settings, load_keys(settings), pool, store, scorers).run()
+    except asyncio.CancelledError:
+        log.info("evaluator stopped")
+
+
+async def _await_mlflow_schema(uri: str) -> None:
+    """Wait until the MLflow server has made its tables: two processes that make them at once break each other."""
+    newest = _get_latest_schema_revision()
+    waited_s = 0.0
+    while not await _schema_is(uri, newest):
+        if waited_s and waited_s % _MLFLOW_WAIT_NOTE_S == 0:
+            log.warning("waiting for MLflow's database; `gateway serve` makes it, or set GATEWAY_MLFLOW_TRACKING_URI")
+        await asyncio.sleep(_LOOK_S)
+        waited_s += _LOOK_S
+
+
+async def _schema_is(uri: str, revision: str) -> bool:
+    try:
+        async with await psycopg.AsyncConnection.connect(uri.replace("+psycopg", "", 1), autocommit=True) as connection:
+            cursor = await connection.execute("SELECT version_num FROM alembic_version")
+            return await cursor.fetchone() == (revision,)
+    except psycopg.Error:
+        return False

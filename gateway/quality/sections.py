@@ -1,0 +1,378 @@
+"""The sections of the page, as HTML.
+
+Bars are SVG shapes, since the page's policy rightly refuses ``style`` attributes.
+"""
+
+from datetime import datetime
+from itertools import groupby
+
+from gateway.quality.markup import (
+    NOTHING,
+    Html,
+    age_text,
+    count_text,
+    fill,
+    join,
+    mean_text,
+    percent_text,
+    shortened,
+    value_text,
+)
+from gateway.quality.rollups import (
+    NEWEST_FAILURES,
+    AgentRuns,
+    FailedScore,
+    Failure,
+    Ledger,
+    Level,
+    QualityReport,
+    ScorerRollup,
+    StateCount,
+    Window,
+)
+from gateway.tracing.ledger import MEANING, State
+
+_LOST: tuple[State, ...] = ("redaction_blocked", "dropped", "failed")
+_MAX_VALUE_CHARS = 120  # a page is for a look; the whole text is in the JSON and in MLflow
+_MAX_RATIONALE_CHARS = 600  # as above
+_LABEL_FITS = 0.12  # share of the bar that has room for "12 %", on a phone too
+_NAME_FITS = 0.4  # share of the bar that has room for the state's name as well
+
+_ScorerKey = tuple[str, Level, str, str]
+
+
+STATE_COLOURS = Html(
+    "\n".join(f".{state} {{ fill: var(--{state}); background: var(--{state}); }}" for state in MEANING)
+)
+"""Style rules: each state's colour, in the bars (fill) and in the table (background)."""
+
+
+def render_report(report: QualityReport, base_url: str) -> Html:
+    """Return the content of the page.
+
+    Args:
+        report: the figures.
+        base_url: address of the gateway as its reader reached it, with a trailing slash: for the curl hint.
+    """
+    return join(
+        [
+            _tiles(report.hour.ledger),
+            _ledger(report, base_url),
+            _scorers(report),
+            _failures(report),
+            fill(
+                '<p class="soft small number">As of <time datetime="{at}">{clock} UTC</time>.</p>',
+                at=report.generated_at.isoformat(),
+                clock=f"{report.generated_at:%Y-%m-%d %H:%M:%S}",
+            ),
+        ]
+    )
+
+
+def render_unavailable(message: str) -> Html:
+    """Return the content of the page when there are no figures."""
+    return fill(
+        '<section class="card" role="alert"><h2>No figures for now</h2><p>{message}</p></section>', message=message
+    )
+
+
+def _words(state: State) -> str:
+    return state.replace("_", " ")
+
+
+# --- the last hour at a glance ---
+
+
+def _tiles(ledger: Ledger) -> Html:
+    runs: dict[State, int] = {count.state: count.runs for count in ledger.states}
+    lost = sum(runs[state] for state in _LOST)
+    detail = ", ".join(f"{count_text(runs[state])} {_words(state)}" for state in _LOST if runs[state])
+    return fill(
+        '<dl class="tiles" aria-label="The last hour">{tiles}</dl>',
+        tiles=join(
+            [
+                _tile("Runs served", count_text(ledger.total), "in the last hour"),
+                _tile("Scored", percent_text(ledger.scored_share), "of these runs: what the figures below speak for"),
+                _tile("On their way", count_text(runs["pending"]), "waiting for MLflow and the scorers"),
+                _tile("Lost", count_text(lost), detail or "nothing withheld, dropped or failed", alarming=lost > 0),
+            ]
+        ),
+    )
+
+
+def _tile(label: str, figure: str, detail: str, *, alarming: bool = False) -> Html:
+    return fill(
+        '<div class="tile{lost}"><dt>{label}</dt><dd class="figure number">{figure}</dd>'
+        '<dd class="soft small">{detail}</dd></div>',
+        lost=" lost" if alarming else "",
+        label=label,
+        figure=f"⚠ {figure}" if alarming else figure,
+        detail=detail,
+    )
+
+
+# --- the ledger ---
+
+
+def _ledger(report: QualityReport, base_url: str) -> Html:
+    hour, day = report.hour.ledger, report.day.ledger
+    rows = [_state_row(*counts) for counts in zip(hour.states, day.states, strict=True)]
+    return fill(
+        '<section class="card"><h2>What became of the runs</h2>'
+        '<p class="soft small">Every run served is in exactly one state, and the states add up to the total.</p>'
+        "{hint}{hour_bar}{day_bar}"
+        '<table><thead><tr><th scope="col">State</th><th scope="col" class="count">Last hour</th>'
+        '<th scope="col" class="count">Last 24 hours</th></tr></thead><tbody>{rows}'
+        '<tr><th scope="row">Total</th><td class="count"><b>{hour_total}</b></td>'
+        '<td class="count"><b>{day_total}</b></td></tr></tbody></table></section>',
+        hint=NOTHING if hour.total else _no_runs_hint(base_url),
+        hour_bar=_stacked_bar("Last hour", hour),
+        day_bar=_stacked_bar("Last 24 hours", day),
+        rows=join(rows),
+        hour_total=count_text(hour.total),
+        day_total=count_text(day.total),
+    )
+
+
+def _no_runs_hint(base_url: str) -> Html:
+    return fill(
+        '<div class="hint"><p>No runs in the last hour. Send one:</p><pre><code>{command}</code></pre></div><br>',
+        command=f"curl {base_url}invocations -H 'Content-Type: application/json' "
+        """-d '{"input": "What is 17 * 23?"}'""",
+    )
+
+
+def _stacked_bar(label: str, ledger: Ledger) -> Html:
+    if not ledger.total:
+        return NOTHING
+    segments, start = [], 0.0
+    for count in ledger.states:
+        if count.runs:
+            segments.append(_segment(count, start))
+            start += count.share or 0.0
+    spoken = ", ".join(f"{_words(count.state)} {percent_text(count.share)}" for count in ledger.states if count.runs)
+    return fill(
+        '<figure class="stack"><figcaption><span>{label}</span><span class="number">{total} runs</span></figcaption>'
+        '<svg role="img" aria-label="{spoken}">{segments}</svg></figure>',
+        label=label,
+        total=count_text(ledger.total),
+        spoken=f"{label}: {spoken}",
+        segments=join(segments),
+    )
+
+
+def _segment(count: StateCount, start: float) -> Html:
+    share = count.share or 0.0
+    text = ""
+    if share >= _LABEL_FITS:
+        text = f"{_words(count.state)} {percent_text(share)}" if share >= _NAME_FITS else percent_text(share)
+    return fill(
+        '<svg x="{x}%" width="{width}%" height="100%"><title>{title}</title>'
+        '<rect class="{state} edge" width="100%" height="100%"/>'
+        '<text x="50%" y="50%" text-anchor="middle" dominant-baseline="central">{text}</text></svg>',
+        x=f"{100 * start:.3f}",
+        width=f"{100 * share:.3f}",
+        title=f"{_words(count.state)}: {count_text(count.runs)}",
+        state=count.state,
+        text=text,
+    )
+
+
+def _state_row(hour: StateCount, day: StateCount) -> Html:
+    return fill(
+        '<tr><th scope="row"><svg class="swatch {state}" aria-hidden="true"></svg>{name}'
+        ' <span class="soft small meaning">{meaning}</span></th>{hour}{day}</tr>',
+        state=hour.state,
+        name=_words(hour.state),
+        meaning=hour.meaning,
+        hour=_state_cell(hour),
+        day=_state_cell(day),
+    )
+
+
+def _state_cell(count: StateCount) -> Html:
+    if not count.runs:
+        return Html('<td class="count none">0</td>')
+    reasons = [
+        fill('<div class="soft small">{reason} {n}</div>', reason=r, n=count_text(n)) for r, n in count.reasons.items()
+    ]
+    return fill(
+        '<td class="count">{runs} <span class="soft of">{share}</span>{reasons}</td>',
+        runs=count_text(count.runs),
+        share=percent_text(count.share),
+        reasons=join(reasons),
+    )
+
+
+# --- agents and scorers ---
+
+
+def _scorers(report: QualityReport) -> Html:
+    hour, day = _by_key(report.hour), _by_key(report.day)
+    # What was scored in the last hour was scored in the last day too.
+    bodies = [
+        _agent_body(agent, list(keys), hour, day, report.day.agents)
+        for agent, keys in groupby(day, key=lambda key: key[0])
+    ]
+    content = (
+        fill(
+            '<table class="scorers"><thead><tr><th scope="col">Scorer</th><th scope="col" class="window">Last hour</th>'
+            '<th scope="col" class="window">Last 24 hours</th></tr></thead>{bodies}</table>',
+            bodies=join(bodies),
+        )
+        if bodies
+        else _no_scores_hint(report.day)
+    )
+    return fill(
+        '<section class="card"><h2>How good the answers were</h2>'
+        '<p class="soft small">Share that passed, of the scores that gave a verdict.</p>{content}</section>',
+        content=content,
+    )
+
+
+def _by_key(window: Window) -> dict[_ScorerKey, ScorerRollup]:
+    return {(rollup.agent, rollup.level, rollup.scorer, rollup.name): rollup for rollup in window.scorers}
+
+
+def _no_scores_hint(day: Window) -> Html:
+    if day.ledger.total:
+        return Html(
+            '<div class="hint"><p>No scores in the last 24 hours, though there were runs. See at <a href="/health">'
+            "/health</a> whether an evaluator is running (<code>gateway worker</code> starts one), and in "
+            "<code>gateway.toml</code> which scorers are enabled.</p></div>"
+        )
+    return Html('<div class="hint"><p>No scores in the last 24 hours: there was nothing to score.</p></div>')
+
+
+def _agent_body(
+    agent: str,
+    keys: list[_ScorerKey],
+    hour: dict[_ScorerKey, ScorerRollup],
+    day: dict[_ScorerKey, ScorerRollup],
+    runs: list[AgentRuns],
+) -> Html:
+    rows = [
+        fill(
+            '<tr><th scope="row">{name} {level}{scorer}</th>'
+            '<td data-window="Last hour">{hour}</td><td data-window="Last 24 hours">{day}</td></tr>',
+            name=name,
+            level=_level_label(level),
+            scorer=NOTHING if scorer == name else fill('<div class="soft small">by {scorer}</div>', scorer=scorer),
+            hour=_rollup(hour.get((agent, level, scorer, name))),
+            day=_rollup(day.get((agent, level, scorer, name))),
+        )
+        for agent, level, scorer, name in keys
+    ]
+    return fill(
+        '<tbody class="agent"><tr><th scope="rowgroup" colspan="3"><h3>{agent} {offline}</h3></th></tr>{rows}</tbody>',
+        agent=agent,
+        offline=_offline_label(next((entry for entry in runs if entry.agent == agent), None)),
+        rows=join(rows),
+    )
+
+
+def _offline_label(runs: AgentRuns | None) -> Html:
+    if runs is None or not runs.offline_runs:
+        return NOTHING
+    if runs.offline_runs == runs.runs:
+        return Html('<span class="label" title="A stand-in answered, not a language model">offline model</span>')
+    return fill('<span class="label">offline model: {share} of the runs</span>', share=percent_text(runs.offline_share))
+
+
+def _level_label(level: Level) -> Html:
+    return Html('<span class="label plain">conversation</span>') if level == "conversation" else NOTHING
+
+
+def _rollup(rollup: ScorerRollup | None) -> Html:
+    if rollup is None:
+        return Html('<span class="none">no scores</span>')
+    lines = []
+    if rollup.pass_share is not None:
+        lines.append(_pass_share(rollup.pass_share))
+        lines.append(
+            fill(
+                '<div class="soft small number">{passed} passed, {failed} failed</div>',
+                passed=count_text(rollup.passed),
+                failed=count_text(rollup.failed),
+            )
+        )
+    if rollup.mean is not None:
+        lines.append(fill('<div class="number">mean <b>{mean}</b></div>', mean=mean_text(rollup.mean)))
+    if rollup.no_verdict:
+        lines.append(
+            fill('<div class="soft small number">{n} without a verdict</div>', n=count_text(rollup.no_verdict))
+        )
+    if rollup.scorer_failures:
+        lines.append(
+            fill('<div class="alert small number">⚠ scorer failed: {n}</div>', n=count_text(rollup.scorer_failures))
+        )
+    return join(lines)
+
+
+def _pass_share(share: float) -> Html:
+    width = f"{100 * share:.1f}"
+    return fill(
+        '<div class="share"><b>{percent}</b><svg aria-hidden="true">'
+        '<rect class="bar" width="{width}%" height="100%"/>'
+        '<rect class="gap" x="{width}%" width="100%" height="100%"/></svg></div>',
+        percent=percent_text(share),
+        width=width,
+    )
+
+
+# --- the newest failures ---
+
+
+def _failures(report: QualityReport) -> Html:
+    if report.failures:
+        items = [_failure(failure, report.generated_at) for failure in report.failures]
+        content = fill('<ol class="failures">{items}</ol>', items=join(items))
+    else:
+        content = Html('<div class="hint"><p>None in the last 24 hours.</p></div>')
+    return fill(
+        '<section class="card"><h2>Newest failures</h2>'
+        '<p class="soft small">What a scorer did not let pass in the last 24 hours, the newest {limit}. {links}</p>'
+        "{content}</section>",
+        limit=NEWEST_FAILURES,
+        links="An id leads to MLflow." if report.mlflow_url else "",
+        content=content,
+    )
+
+
+def _failure(failure: Failure, now: datetime) -> Html:
+    return fill(
+        '<li><div class="subject"><h3>{agent}</h3>{level}{offline}{subject}'
+        '<time class="soft small number" datetime="{at}">{ago}</time></div><dl>{scores}</dl></li>',
+        agent=failure.agent,
+        level=_level_label(failure.level),
+        offline=Html('<span class="label">offline model</span>') if failure.offline else NOTHING,
+        subject=_subject(failure),
+        at=failure.failed_at.isoformat(),
+        ago=age_text((now - failure.failed_at).total_seconds()),
+        scores=join(_failed_score(score) for score in failure.scores),
+    )
+
+
+def _subject(failure: Failure) -> Html:
+    """Return the id of the failed trace or conversation, as a link into MLflow if there is one."""
+    conversation = failure.level == "conversation" and failure.session_id is not None
+    text = failure.session_id if conversation else failure.trace_id
+    if failure.mlflow_url is None:
+        return fill('<span class="id">{text}</span>', text=text)
+    return fill(
+        '<a class="id" id="{level}-{text}" href="{url}" target="_blank" rel="noopener">{text}</a>',
+        level=failure.level,
+        text=text,
+        url=failure.mlflow_url,
+    )
+
+
+def _failed_score(score: FailedScore) -> Html:
+    value = "" if score.value is False else f" = {shortened(value_text(score.value), _MAX_VALUE_CHARS)}"
+    return fill(
+        "<dt>{name}{value}</dt><dd{none}>{rationale}</dd>",
+        name=score.name,
+        value=value,
+        none=NOTHING if score.rationale else Html(' class="none"'),
+        rationale=shortened(score.rationale, _MAX_RATIONALE_CHARS) if score.rationale else "no rationale given",
+    )

@@ -1,0 +1,210 @@
+"""Every setting, its unit, and why that default.
+
+A setting is read from ``gateway.toml`` in the working folder (or the file that ``GATEWAY_CONFIG`` names) and
+overridden by the environment variable ``GATEWAY_<NAME>``. ``docs/settings.md`` lists them; a test keeps it true.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gateway.errors import ConfigurationError
+
+ENV_PREFIX = "GATEWAY_"
+
+MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The price list that MLflow ships, not the newest from the web: where the web is away, the first trace would wait
+    # for it through every retry.
+    "MLFLOW_MODEL_CATALOG_URI": "",
+}
+"""Environment of the processes that run MLflow, unless set otherwise: it calls nobody by itself."""
+
+
+class ScorerRule(BaseModel):
+    """When one scorer runs live: a ``[scorers.<name>]`` table of ``gateway.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    agents: list[str] | None = None
+    """Agents whose runs it scores; ``None``: all."""
+    share: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of the kept traces (or conversations) that it scores, drawn per subject with a salt of its own."""
+    pass_at_least: float | None = None
+    """For scorers that give a number: the smallest value that passes. ``None``: numbers are averaged, not judged."""
+    dataset: str | None = "regressions"
+    """MLflow dataset that collects what it fails; ``None``: none."""
+
+
+class Settings(BaseSettings):
+    """The gateway's settings; see the module's docstring for where they come from."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+    # Where it runs
+    host: str = "127.0.0.1"
+    """Address that the web process and the MLflow server bind. Loopback, since there are no API keys yet."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of the HTTP API."""
+    mlflow_port: int = Field(default=5000, ge=1, le=65535)
+    """TCP port of the MLflow server that `gateway serve` runs."""
+    home: Path = Path(".gateway")
+    """Folder of everything that is kept: Postgres data, MLflow artifacts, the secret key, logs."""
+    web_workers: int = Field(default=1, ge=1, le=64)
+    """Web processes that share the port. One serves a few hundred requests/s; more only on more cores."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+    shutdown_grace_s: float = Field(default=15.0, gt=0)
+    """Seconds that a process gets to finish its work before it is ended. Container runtimes commonly give 30."""
+
+    # What it serves
+    agents_dir: Path = Path("agents")
+    """Folder of the agents, one sub-folder each."""
+    scorers_dir: Path = Path("scorers")
+    """Folder of the scorers, one file each."""
+    default_agent: str | None = None
+    """Agent that answers when a request names none. ``None``: the first by name."""
+    model: str | None = None
+    """Language model of the agents that name none themselves. ``None``: their offline model answers."""
+    model_api: Literal["responses", "chat_completions"] = "responses"
+    """API by which the model is called. Servers such as Ollama or llama.cpp want ``chat_completions``."""
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    """Key for the model's API; read from ``OPENAI_API_KEY`` as the OpenAI clients do."""
+    openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+    """Base URL of the model's API; read from ``OPENAI_BASE_URL``. ``None``: OpenAI's."""
+    run_timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds that one run may take, waiting for the session's turn included."""
+    max_turns: int = Field(default=10, ge=1)
+    """Model calls that one run may make; the SDK's own default."""
+    history_turns: int = Field(default=20, ge=0)
+    """Earlier turns of the session that the model sees, whole turns only. 20 keeps a prompt's cost bounded."""
+
+    # Where it keeps things
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("GATEWAY_DATABASE_URL", "DATABASE_URL", "database_url")
+    )
+    """Postgres URL of the database ``gateway``. ``None``: the embedded Postgres."""
+    database_pool_size: int = Field(default=10, ge=2)
+    """Connections that one process keeps at the most. A run holds one for milliseconds, never while a model thinks."""
+    secret_key: SecretStr | None = Field(default=None, min_length=16)
+    """Key material for encryption and keyed hashes, 16 characters or more. ``None``: generated once in the home."""
+
+    # Tracing
+    sample_rate: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of sessions whose traces are kept; a session is kept or dropped whole."""
+    trace_flush_s: float = Field(default=0.1, gt=0)
+    """Seconds between two hand-overs of finished traces to Postgres: what a ``kill -9`` can lose."""
+    trace_buffer_count: int = Field(default=10_000, ge=1)
+    """Finished traces that wait in memory at the most, then new ones are dropped and counted. About 100 MB."""
+
+    # Evaluation
+    mlflow_tracking_uri: str | None = None
+    """MLflow that gets the traces: ``http(s)://`` or an SQL URL. ``None``: our own server's database ``mlflow``."""
+    mlflow_url: str | None = None
+    """Address of MLflow's UI, for links and the health check. ``None``: our own server."""
+    mlflow_experiment: str = "agent-gateway"
+    """MLflow experiment that the traces go to."""
+    quiet_period_s: float = Field(default=300.0, gt=0)
+    """Seconds without a new turn after which a conversation counts as ended and is scored."""
+    evaluator_batch: int = Field(default=50, ge=1, le=500)
+    """Traces that an evaluator claims at once. MLflow's span writes get no cheaper beyond some 50."""
+    judge_model: str | None = None
+    """Model of the LLM judges, in MLflow's form (``openai:/gpt-4o-mini``). ``None``: only scorers in plain code run."""
+    judge_base_url: str | None = None
+    """Base URL of the judges' API, for OpenAI-compatible servers. ``None``: the provider's own."""
+    judge_api_key: SecretStr | None = None
+    """Key for the judges' API. ``None``: the provider's usual environment variable."""
+    judge_concurrency: int = Field(default=4, ge=1, le=64)
+    """Judged traces and conversations that one evaluator works on at once."""
+    scorers: dict[str, ScorerRule] = Field(default_factory=dict)
+    """Rules by scorer name. A scorer that is not named runs with the defaults of `ScorerRule`."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source here: one file is enough
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of the sources: arguments, environment, ``gateway.toml``."""
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_path())
+        return init_settings, env_settings, toml
+
+    @model_validator(mode="after")
+    def _model_needs_a_key(self) -> "Settings":
+        if self.model and self.openai_api_key is None:
+            raise ValueError(
+                "GATEWAY_MODEL is set but OPENAI_API_KEY is not; set it (any text will do for a local server such as "
+                "Ollama), or unset GATEWAY_MODEL to use the agents' offline models"
+            )
+        return self
+
+    @property
+    def runs_own_mlflow(self) -> bool:
+        """Whether `gateway serve` runs the MLflow server itself."""
+        return self.mlflow_tracking_uri is None
+
+    @property
+    def mlflow_ui(self) -> str | None:
+        """Base URL of MLflow's UI without a trailing slash; ``None`` when MLflow is elsewhere and no URL is known."""
+        if self.mlflow_url:
+            return self.mlflow_url.rstrip("/")
+        if self.mlflow_tracking_uri is None:
+            return f"http://{reachable_host(self.host)}:{self.mlflow_port}"
+        is_http = self.mlflow_tracking_uri.startswith(("http://", "https://"))
+        return self.mlflow_tracking_uri.rstrip("/") if is_http else None
+
+
+def config_path() -> Path:
+    """Return the path of ``gateway.toml``, or of what ``GATEWAY_CONFIG`` names."""
+    return Path(os.environ.get("GATEWAY_CONFIG", "gateway.toml"))
+
+
+def load_settings() -> Settings:
+    """Read the settings; raise `ConfigurationError` with one line a problem, each naming the setting."""
+    path = config_path()
+    if "GATEWAY_CONFIG" in os.environ and not path.is_file():
+        raise ConfigurationError(f"GATEWAY_CONFIG names {path}, and there is no such file.")
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [f"  {_setting_name(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigurationError(
+            "The settings are not valid (environment, then " + str(path) + "):\n" + "\n".join(problems)
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+
+
+def _setting_name(location: tuple[int | str, ...]) -> str:
+    """Name a setting as the person wrote it: ``GATEWAY_PORT``, or ``[scorers.x] share`` for a table's key."""
+    if not location:
+        return "settings"
+    first, *rest = [str(part) for part in location]
+    if rest and first == "scorers":
+        return f"[scorers.{rest[0]}] {' '.join(rest[1:])}".rstrip()
+    return first if first.isupper() else f"{ENV_PREFIX}{first.upper()}"
+
+
+def reachable_host(host: str) -> str:
+    """Return the address by which a local client reaches a server bound to ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - translated, not bound
+
+
+def sibling_database(url: str, name: str) -> str:
+    """Return ``url`` with its database replaced by ``name``; its query string stays."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

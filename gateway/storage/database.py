@@ -1,0 +1,105 @@
+"""Connections and migrations."""
+
+import os
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from gateway.errors import ConfigurationError
+from gateway.settings import Settings
+from gateway.storage.embedded import running_url
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]]
+
+_MIGRATION_LOCK = 0x6167_7467  # any constant of ours: one process migrates, the others wait for it
+
+
+def database_url(settings: Settings) -> str:
+    """Return the Postgres URL: the one that is set, or that of the embedded server running on this home.
+
+    Raises:
+        ConfigurationError: neither is there.
+    """
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    url = running_url(settings.home)
+    if url is None:
+        raise ConfigurationError(
+            f"No database: the embedded Postgres of {settings.home} is not running. Start `gateway serve`, or set "
+            "GATEWAY_DATABASE_URL to a Postgres of your own."
+        )
+    return url
+
+
+def open_pool(url: str, *, max_size: int, name: str) -> Pool:
+    """Return a pool that is not open yet; every connection is in autocommit mode.
+
+    Args:
+        url: Postgres URL.
+        max_size: connections at the most. A caller waits 5 s for one, then psycopg's ``PoolTimeout`` is raised.
+        name: shows in ``pg_stat_activity`` and in the pool's log lines.
+    """
+    return AsyncConnectionPool(
+        url,
+        min_size=min(2, max_size),
+        max_size=max_size,
+        timeout=5.0,
+        name=name,
+        kwargs={"application_name": f"gateway-{name}"},
+        configure=_autocommit,  # not by `kwargs`: Procrastinate passes them on beside an autocommit of its own
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+    )
+
+
+async def _autocommit(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+    await connection.set_autocommit(True)
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest revision; safe to call from several processes at once."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.commit()
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    finally:
+        engine.dispose()  # ends the connection, and with it the advisory lock
+
+
+def alembic_config() -> Config:
+    """Return Alembic's configuration; ``migrations/env.py`` takes the connection from its attributes."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def create_database(url: str, name: str) -> None:
+    """Create database ``name`` on the server of ``url`` if it is not there."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+        if exists is None:
+            try:
+                connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+            except psycopg.errors.DuplicateDatabase:
+                return  # another process was faster
+            except psycopg.errors.InsufficientPrivilege:
+                raise ConfigurationError(
+                    f"MLflow needs a database of its own and this Postgres user may not create one. Create database "
+                    f"{name} beside the gateway's, or set GATEWAY_MLFLOW_TRACKING_URI."
+                ) from None
+
+
+def process_name() -> str:
+    """Return a name of this process that no other running process of the deployment has."""
+    return f"{os.uname().nodename}:{os.getpid()}"

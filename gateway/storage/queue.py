@@ -1,0 +1,50 @@
+"""The job queue: Procrastinate on the database that is there anyway.
+
+The web process only wakes the evaluator; it knows the names below and nothing of the code behind them. There are two
+queues, so that a judge that takes its time never holds up the traces behind it.
+"""
+
+from typing import NamedTuple
+
+from procrastinate import App, PsycopgConnector
+from procrastinate.exceptions import AlreadyEnqueued
+
+from gateway.storage.database import Pool
+
+TRACES_QUEUE = "traces"
+JUDGING_QUEUE = "judging"
+
+
+class Job(NamedTuple):
+    """A kind of job: the name of its task, and its queue."""
+
+    task: str
+    queue: str
+
+
+DRAIN_OUTBOX = Job("drain_outbox", TRACES_QUEUE)
+JUDGE_TRACE = Job("judge_trace", JUDGING_QUEUE)
+SCORE_CONVERSATION = Job("score_conversation", JUDGING_QUEUE)
+RETRY_STALLED = Job("retry_stalled", TRACES_QUEUE)
+
+
+async def open_queue(pool: Pool) -> App:
+    """Return an app that defers through ``pool``; the pool stays the caller's to close."""
+    app = App(connector=PsycopgConnector())
+    await app.open_async(pool)
+    return app
+
+
+async def enqueue_once(app: App, job: Job, subject: str = "", **arguments: str) -> bool:
+    """Defer a job unless one of its kind and subject is waiting already; return whether it was deferred.
+
+    A job that is running does not count as waiting: what arrived after it looked gets a job of its own. Jobs that have
+    a subject run one at a time for it.
+    """
+    key = f"{job.task}:{subject}"
+    lock = key if subject else None
+    try:
+        await app.configure_task(job.task, queue=job.queue, queueing_lock=key, lock=lock).defer_async(**arguments)
+    except AlreadyEnqueued:
+        return False
+    return True

@@ -1,0 +1,171 @@
+"""The hand-over of finished runs to Postgres: a bounded buffer, emptied in batches by one background task.
+
+Guarantee: a run that was accepted into the buffer reaches the database, unless the process dies first (``kill -9``
+loses what the last flush interval brought) or the database stays away until the buffer overflows; then it is counted
+as dropped. Order: of acceptance. The event loop only appends to a list; assembling, redaction and encryption are done
+in a thread.
+"""
+
+import asyncio
+from collections import Counter, deque
+from typing import NamedTuple
+
+import psycopg
+import structlog
+from procrastinate import App
+
+from gateway.crypto import Cipher
+from gateway.storage.database import Pool
+from gateway.storage.queue import DRAIN_OUTBOX, enqueue_once
+from gateway.tracing.capture import RunCapture, assemble
+from gateway.tracing.ledger import State
+from gateway.tracing.redaction import Redactor
+from gateway.tracing.spans import Trace, encode
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 200  # runs a transaction: some 10 ms of work in the thread, so that a flush never takes long
+_RETRY_S = 1.0  # how soon to try again when the database was away
+
+
+class Prepared(NamedTuple):
+    """A run as it is stored: facts for the ledger, and its trace unless there is none to keep."""
+
+    trace: Trace
+    state: State
+    payload: bytes | None
+
+
+class OutboxWriter:
+    """Owns the buffer and the task that empties it. One a web process, from `start` to `stop`."""
+
+    def __init__(
+        self, pool: Pool, queue: App, redactor: Redactor, cipher: Cipher, *, flush_s: float, buffer_count: int
+    ):
+        self._pool = pool
+        self._queue = queue
+        self._redactor = redactor
+        self._cipher = cipher
+        self._flush_s = flush_s
+        self._buffer_count = buffer_count
+        self._buffer: deque[RunCapture] = deque()
+        self._drops: Counter[tuple[str, str]] = Counter()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Finished runs that are not in the database yet."""
+        return len(self._buffer)
+
+    def offer(self, run: RunCapture) -> bool:
+        """Take a finished run without waiting; ``False``, and counted, if the buffer is full."""
+        if len(self._buffer) >= self._buffer_count:
+            self._drops[run.trace.agent, "buffer_full"] += 1
+            return False
+        self._buffer.append(run)
+        self._wake.set()
+        return True
+
+    def start(self) -> None:
+        """Start to flush in the background."""
+        self._task = asyncio.create_task(self._run(), name="outbox-writer")
+
+    async def stop(self, deadline_s: float) -> None:
+        """Hand over what is left; what cannot be within ``deadline_s`` is logged with its count and lost."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is None:
+            return
+        try:
+            await asyncio.wait_for(self._task, deadline_s)
+        except TimeoutError:
+            log.error("traces lost at shutdown: the database did not take them in time", lost=len(self._buffer))
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            if not self._stopping:
+                await asyncio.sleep(self._flush_s)  # lets a batch gather, and bounds what a crash can lose
+            self._wake.clear()
+            try:
+                while self._buffer or self._drops:
+                    await self._flush()
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                # The runs are still in the buffer: nothing was taken out before it was committed.
+                log.warning("database away, traces wait in memory", waiting=len(self._buffer), error=str(error))
+                self._wake.set()
+                await asyncio.sleep(_RETRY_S)
+            if self._stopping and not self._buffer:
+                return
+
+    async def _flush(self) -> None:
+        batch = [self._buffer[index] for index in range(min(_BATCH, len(self._buffer)))]
+        drops = dict(self._drops)
+        prepared = await asyncio.to_thread(self._prepare, batch)
+        await self._store(prepared, drops)
+        for _ in batch:
+            self._buffer.popleft()
+        self._drops.subtract(drops)
+        self._drops = +self._drops
+        if any(item.payload for item in prepared):
+            await enqueue_once(self._queue, DRAIN_OUTBOX)
+
+    def _prepare(self, batch: list[RunCapture]) -> list[Prepared]:
+        """Assemble, redact and encrypt; what the redactor fails on is withheld. Runs in a thread."""
+        prepared = []
+        for run in batch:
+            trace = run.trace
+            if not run.sampled:
+                prepared.append(Prepared(trace, "sampled_out", None))
+                continue
+            try:
+                encoded = encode(redact(assemble(run), self._redactor))
+                payload = self._cipher.encrypt(encoded, trace.trace_id)
+                prepared.append(Prepared(trace, "pending", payload))
+            except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
+                log.error("a trace was withheld", trace_id=trace.trace_id, error=type(error).__name__)
+                prepared.append(Prepared(trace, "redaction_blocked", None))
+        return prepared
+
+    async def _store(self, prepared: list[Prepared], drops: dict[tuple[str, str], int]) -> None:
+        """Write a batch in one transaction. A batch that was written before its commit was heard of stays single."""
+        async with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
+            if prepared:
+                await cursor.executemany(_INSERT_RUN, [_run_row(item) for item in prepared])
+                traces = [(item.trace.trace_id, item.payload) for item in prepared if item.payload]
+                await cursor.executemany(_INSERT_OUTBOX, traces)
+            if drops:
+                rows = [(agent, reason, count) for (agent, reason), count in drops.items()]
+                await cursor.executemany("INSERT INTO run_drops (agent, reason, count) VALUES (%s, %s, %s)", rows)
+
+
+_INSERT_RUN = """
+    INSERT INTO runs (trace_id, agent, agent_version, session_id, status, offline, state, inclusion_probability,
+                      started_at, duration_ms)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), %s) ON CONFLICT (trace_id) DO NOTHING
+"""
+_INSERT_OUTBOX = "INSERT INTO outbox (trace_id, payload) VALUES (%s, %s) ON CONFLICT (trace_id) DO NOTHING"
+
+
+def _run_row(item: Prepared) -> tuple[object, ...]:
+    trace = item.trace
+    status = "error" if trace.error else "ok"
+    facts = (trace.trace_id, trace.agent, trace.agent_version, trace.session_id, status, trace.offline)
+    return (*facts, item.state, trace.inclusion_probability, trace.started_ns / 1e9, trace.duration_ms)
+
+
+def redact(trace: Trace, redactor: Redactor) -> Trace:
+    """Redact everything in the trace that came from people, models or tools, in place, and return it."""
+    scope = trace.session_id
+    for span in trace.spans:
+        span.name = redactor.text(span.name, scope)
+        span.inputs = redactor.value(span.inputs, scope)
+        span.outputs = redactor.value(span.outputs, scope)
+        span.attributes = redactor.value(span.attributes, scope)
+        if span.error:
+            span.error.message = redactor.text(span.error.message, scope)
+    if trace.error:
+        trace.error.message = redactor.text(trace.error.message, scope)
+    return trace

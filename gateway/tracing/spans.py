@@ -1,0 +1,79 @@
+"""The trace as it travels from the web process to the evaluator: plain structs, encoded as msgpack.
+
+They know nothing of MLflow; `gateway.evaluation.export` turns them into MLflow's spans. Ids are those of OpenTelemetry
+(W3C trace context): 32 hex digits a trace, 16 a span. MLflow's id of a trace is ``tr-`` and the 32 digits.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+SpanKind = Literal["AGENT", "CHAT_MODEL", "TOOL", "RETRIEVER", "HANDOFF", "GUARDRAIL", "CHAIN"]
+"""Span types as MLflow's UI and judges know them; ``CHAIN`` is any custom span of an agent's author."""
+
+
+class SpanError(msgspec.Struct, omit_defaults=True):
+    """Why a span failed."""
+
+    type: str
+    """Class name of the exception."""
+    message: str
+
+
+class Span(msgspec.Struct, omit_defaults=True):
+    """One operation of a run."""
+
+    span_id: str
+    parent_id: str | None
+    """``None`` for the root."""
+    name: str
+    kind: SpanKind
+    start_ns: int
+    """Wall clock, nanoseconds since the epoch, as is ``end_ns``."""
+    end_ns: int = 0
+    inputs: Any = None
+    outputs: Any = None
+    attributes: dict[str, Any] = {}
+    """An allow-list that `capture` fills: MLflow's keys, never the run's context, never keys."""
+    error: SpanError | None = None
+
+
+class Trace(msgspec.Struct, omit_defaults=True):
+    """One finished run of an agent."""
+
+    trace_id: str
+    """MLflow's id: ``tr-`` and 32 hex digits."""
+    agent: str
+    agent_version: str
+    """Hash of the agent's folder."""
+    session_id: str
+    user_id: str | None
+    offline: bool
+    """The agent's offline model answered, not a language model."""
+    inclusion_probability: float
+    """Probability with which this trace was kept, for weighting: 1.0 means all of its kind are."""
+    started_ns: int
+    ended_ns: int
+    spans: list[Span]
+    """Root first. Empty for a run that was sampled out."""
+    error: SpanError | None = None
+    """Why the run failed; ``None`` when it was answered."""
+
+    @property
+    def duration_ms(self) -> float:
+        """Wall-clock duration of the run in milliseconds."""
+        return (self.ended_ns - self.started_ns) / 1e6
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+_decoder = msgspec.msgpack.Decoder(Trace)
+
+
+def encode(trace: Trace) -> bytes:
+    """Return the msgpack form; a value of a type that msgpack has no form for becomes its ``str``."""
+    return _encoder.encode(trace)
+
+
+def decode(data: bytes) -> Trace:
+    """Return the trace that `encode` wrote."""
+    return _decoder.decode(data)
