@@ -19,6 +19,7 @@ from gateway.plugins import load_agents
 from gateway.quality.links import MlflowLinks
 from gateway.quality.page import ops_page
 from gateway.quality.rollups import quality
+from gateway.runs.execution import AgentExecutor
 from gateway.runs.runner import AgentRunner
 from gateway.runs.sessions import SessionStore
 from gateway.settings import Settings
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> Litestar:
         hold_s=settings.run_timeout_s + _HOLD_MARGIN_S,
     )
     capture = SpanCapture()
+    executor = AgentExecutor(settings, agents, capture)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -70,10 +72,10 @@ def create_app(settings: Settings) -> Litestar:
             # The SDK's own processor sends traces to OpenAI; ours takes its place.
             sdk.set_trace_processors([capture])
             sdk.set_tracing_disabled(False)
-            app.state.runner = AgentRunner(settings, keys, agents, sessions, capture, outbox, redactor)
+            app.state.runner = AgentRunner(settings, keys, executor, sessions, capture, outbox, redactor)
             app.state.health = HealthChecker(pool, outbox, client, settings.mlflow_ui)
             app.state.mlflow_links = MlflowLinks(client, settings.mlflow_ui, settings.mlflow_experiment)
-            app.state.update({"agents": agents, "settings": settings, "pool": pool})
+            app.state.update({"agents": agents, "executor": executor, "settings": settings, "pool": pool})
             yield
 
     return Litestar(

@@ -14,12 +14,13 @@ from psycopg_pool import PoolTimeout
 
 from gateway import __version__
 from gateway.plugins import AgentPlugin
-from gateway.runs.runner import AgentRunner
+from gateway.runs.execution import AgentExecutor
 from gateway.storage.database import Pool
 from gateway.tracing.outbox import OutboxWriter
 
 _CHECK_TIMEOUT_S = 2.0
 _HEARTBEAT_LATE_S = 15.0  # evaluators beat every 2 s; a busy machine may delay some
+_MLFLOW_VERSION = version("mlflow-tracing")  # read once: it looks at the disk
 _LAG_LATE_S = 60.0  # traces that wait longer than this mean that scoring does not keep up
 _MLFLOW_CACHE_S = 5.0  # probes may come every second; MLflow need not answer each
 
@@ -122,15 +123,15 @@ async def health(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
 @get("/version", summary="What is running")
 async def versions(request: Request[Any, Any, State]) -> dict[str, Any]:
     """Answer with the gateway's and MLflow's versions, and each agent's content hash and model."""
-    runner: AgentRunner = request.app.state.runner
+    executor: AgentExecutor = request.app.state.executor
     plugins: dict[str, AgentPlugin] = request.app.state.agents
     agents = {
-        name: {"version": plugin.version, "model": runner.model(name).name, "offline": runner.model(name).offline}
+        name: {"version": plugin.version, "model": executor.model(name).name, "offline": executor.model(name).offline}
         for name, plugin in plugins.items()
     }
     return {
         "gateway": __version__,
-        "mlflow": version("mlflow-tracing"),
+        "mlflow": _MLFLOW_VERSION,
         "agents": agents,
         "model": request.app.state.settings.model or "offline",
     }

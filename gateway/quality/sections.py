@@ -4,7 +4,6 @@ Bars are SVG shapes, since the page's policy rightly refuses ``style`` attribute
 """
 
 from datetime import datetime
-from itertools import groupby
 
 from gateway.quality.markup import (
     NOTHING,
@@ -136,7 +135,7 @@ def _ledger(report: QualityReport, base_url: str) -> Html:
 
 def _no_runs_hint(base_url: str) -> Html:
     return fill(
-        '<div class="hint"><p>No runs in the last hour. Send one:</p><pre><code>{command}</code></pre></div><br>',
+        '<div class="hint"><p>No runs in the last hour. Send one:</p><pre><code>{command}</code></pre></div>',
         command=f"curl {base_url}invocations -H 'Content-Type: application/json' "
         """-d '{"input": "What is 17 * 23?"}'""",
     )
@@ -194,7 +193,8 @@ def _state_cell(count: StateCount) -> Html:
     if not count.runs:
         return Html('<td class="count none">0</td>')
     reasons = [
-        fill('<div class="soft small">{reason} {n}</div>', reason=r, n=count_text(n)) for r, n in count.reasons.items()
+        fill('<div class="soft small">{reason} {n}</div>', reason=r.replace("_", " "), n=count_text(n))
+        for r, n in count.reasons.items()
     ]
     return fill(
         '<td class="count">{runs} <span class="soft of">{share}</span>{reasons}</td>',
@@ -209,24 +209,21 @@ def _state_cell(count: StateCount) -> Html:
 
 def _scorers(report: QualityReport) -> Html:
     hour, day = _by_key(report.hour), _by_key(report.day)
-    # What was scored in the last hour was scored in the last day too.
+    # What was there in the last hour was there in the last day too.
+    agents = sorted({key[0] for key in day} | {runs.agent for runs in report.day.agents})
     bodies = [
-        _agent_body(agent, list(keys), hour, day, report.day.agents)
-        for agent, keys in groupby(day, key=lambda key: key[0])
+        _agent_body(agent, [key for key in day if key[0] == agent], hour, day, report.day.agents) for agent in agents
     ]
-    content = (
-        fill(
-            '<table class="scorers"><thead><tr><th scope="col">Scorer</th><th scope="col" class="window">Last hour</th>'
-            '<th scope="col" class="window">Last 24 hours</th></tr></thead>{bodies}</table>',
-            bodies=join(bodies),
-        )
-        if bodies
-        else _no_scores_hint(report.day)
+    table = fill(
+        '<table class="scorers"><thead><tr><th scope="col">Scorer</th><th scope="col" class="window">Last hour</th>'
+        '<th scope="col" class="window">Last 24 hours</th></tr></thead>{bodies}</table>',
+        bodies=join(bodies),
     )
     return fill(
         '<section class="card"><h2>How good the answers were</h2>'
-        '<p class="soft small">Share that passed, of the scores that gave a verdict.</p>{content}</section>',
-        content=content,
+        '<p class="soft small">Share that passed, of the scores that gave a verdict.</p>{hint}{table}</section>',
+        hint=NOTHING if day else _no_scores_hint(report.day),
+        table=table if bodies else NOTHING,
     )
 
 
@@ -267,7 +264,7 @@ def _agent_body(
         '<tbody class="agent"><tr><th scope="rowgroup" colspan="3"><h3>{agent} {offline}</h3></th></tr>{rows}</tbody>',
         agent=agent,
         offline=_offline_label(next((entry for entry in runs if entry.agent == agent), None)),
-        rows=join(rows),
+        rows=join(rows) if rows else Html('<tr><td colspan="3" class="none">no scores</td></tr>'),
     )
 
 

@@ -9,6 +9,7 @@ from agents.items import TResponseInputItem, TResponseStreamEvent
 from agents.models.interface import ModelTracing
 from agents.tool import FunctionTool
 from agents.tracing import generation_span
+from openai import AsyncOpenAI
 from openai.types.responses import ResponseCompletedEvent
 from openai.types.responses.response_prompt_param import ResponsePromptParam
 
@@ -26,8 +27,24 @@ class ChosenModel(NamedTuple):
     """It is the agent's offline model: no language model was asked."""
 
 
-def choose_model(plugin: AgentPlugin, settings: Settings) -> ChosenModel:
-    """Return the model for an agent: the one its code names, else ``GATEWAY_MODEL``, else its offline model.
+def openai_provider(settings: Settings) -> OpenAIProvider | None:
+    """Return the provider of the models behind OpenAI's API; ``None`` without a key.
+
+    It has an HTTP client of its own: the SDK's shared one belongs to whichever event loop used it first.
+    """
+    if settings.openai_api_key is None:
+        return None
+    client = AsyncOpenAI(api_key=settings.openai_api_key.get_secret_value(), base_url=settings.openai_base_url)
+    return OpenAIProvider(openai_client=client, use_responses=settings.model_api == "responses")
+
+
+def choose_model(plugin: AgentPlugin, default: str | None, provider: OpenAIProvider | None) -> ChosenModel:
+    """Return the model for an agent: the one its code names, else the default, else its offline model.
+
+    Args:
+        plugin: the agent.
+        default: ``GATEWAY_MODEL``.
+        provider: looks a model up by name; ``None`` without a key.
 
     Raises:
         ConfigurationError: there is none of them, or the named one lacks its key.
@@ -35,14 +52,9 @@ def choose_model(plugin: AgentPlugin, settings: Settings) -> ChosenModel:
     own = plugin.agent.model
     if isinstance(own, Model):
         return _traced(own, getattr(own, "model", type(own).__name__), provider=None)
-    if name := own or settings.model:
-        if settings.openai_api_key is None:
+    if name := own or default:
+        if provider is None:
             raise ConfigurationError(f"Agent {plugin.name} asks for model {name}: set OPENAI_API_KEY.")
-        provider = OpenAIProvider(
-            api_key=settings.openai_api_key.get_secret_value(),
-            base_url=settings.openai_base_url,
-            use_responses=settings.model_api == "responses",
-        )
         return _traced(provider.get_model(name), name, provider="openai")
     if plugin.offline_model is not None:
         return _traced(plugin.offline_model, "offline", provider=None, offline=True)

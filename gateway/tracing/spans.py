@@ -53,8 +53,9 @@ class Trace(msgspec.Struct, omit_defaults=True):
     inclusion_probability: float
     """Probability with which this trace was kept, for weighting: 1.0 means all of its kind are."""
     started_ns: int
-    ended_ns: int
-    spans: list[Span]
+    """Nanoseconds since the epoch, as is ``ended_ns``."""
+    ended_ns: int = 0
+    spans: list[Span] = []
     """Root first. Empty for a run that was sampled out."""
     error: SpanError | None = None
     """Why the run failed; ``None`` when it was answered."""

@@ -17,27 +17,12 @@ from gateway.http.errors import HANDLERS
 from gateway.quality.links import MlflowLinks
 from gateway.quality.page import ops_page
 from gateway.quality.rollups import NEWEST_FAILURES, quality
-from gateway.storage.database import migrate, open_pool
-from gateway.storage.embedded import EmbeddedPostgres
+from gateway.storage.database import open_pool
 from gateway.tracing.ledger import MEANING
 
 MLFLOW = "http://mlflow.example:5000"
 HOSTILE = """<script>alert("x")</script><img src=x onerror='y'>"""
 _ids = itertools.count()
-
-
-# --- LOCAL FALLBACK: delete it once tests/conftest.py gives `database_url` ---
-@pytest.fixture(scope="session")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a migrated, empty database."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
-    url = server.start()
-    migrate(url)
-    yield url
-    server.stop()
-
-
-# --- end of the local fallback ---
 
 
 class Seed:
@@ -80,6 +65,7 @@ class Seed:
             "value": None if value is None else json.dumps(value),
             "passed": passed,
             "source_type": "CODE",
+            "source_id": scorer,
             "created_at": datetime.now(UTC) - timedelta(minutes=minutes_ago),
         } | columns
         self._insert("scores", row)
@@ -108,25 +94,37 @@ class Mlflow:
         self.asked: list[httpx.URL] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request."""
         self.asked.append(request.url)
         return httpx.Response(self.status, json=self.body)
 
 
 def mlflow_links(mlflow: Mlflow, ui: str | None = MLFLOW) -> MlflowLinks:
+    """Return the links of experiment ``my experiment`` of that server."""
     return MlflowLinks(httpx.AsyncClient(transport=httpx.MockTransport(mlflow)), ui, "my experiment")
 
 
 @asynccontextmanager
-async def served(database_url: str, links: MlflowLinks | None = None) -> AsyncIterator[AsyncTestClient[Litestar]]:
+async def served(
+    database_url: str, links: MlflowLinks | None = None, *, pool_timeout_s: float = 5.0
+) -> AsyncIterator[AsyncTestClient[Litestar]]:
     """Serve the two handlers on the database, as the app does."""
-    pool = open_pool(database_url, max_size=2, name="test")
-    app = Litestar([quality, ops_page], exception_handlers=HANDLERS, logging_config=None)
-    app.state.update({"pool": pool, "mlflow_links": links or mlflow_links(Mlflow(), ui=None)})
-    async with pool, AsyncTestClient(app) as client:
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        # Here, not around the client: the client runs the app on an event loop of its own.
+        async with open_pool(database_url, max_size=2, name="test") as pool:
+            pool.timeout = pool_timeout_s
+            app.state.update({"pool": pool, "mlflow_links": links or mlflow_links(Mlflow(), ui=None)})
+            yield
+
+    app = Litestar([quality, ops_page], lifespan=[lifespan], exception_handlers=HANDLERS, logging_config=None)
+    async with AsyncTestClient(app) as client:
         yield client
 
 
 async def figures(database_url: str, links: MlflowLinks | None = None) -> dict[str, Any]:
+    """Return what ``/v1/quality`` answers."""
     async with served(database_url, links) as client:
         response = await client.get("/v1/quality")
         assert response.status_code == 200, response.text
@@ -134,9 +132,10 @@ async def figures(database_url: str, links: MlflowLinks | None = None) -> dict[s
 
 
 async def page(database_url: str, links: MlflowLinks | None = None) -> str:
+    """Return what ``/ops`` answers."""
     async with served(database_url, links) as client:
         response = await client.get("/ops")
-        assert response.status_code == 200, response.text
+        assert response.status_code == 200
         return response.text
 
 
@@ -359,25 +358,20 @@ async def test_empty_database_says_what_to_do(database_url: str, seed: Seed) -> 
 
 
 async def test_runs_without_scores_point_to_the_evaluator(database_url: str, seed: Seed) -> None:
-    """With runs but no scores the page says where to look."""
-    seed.run("pending")
+    """With runs but no scores the page says where to look, and still tells an offline model."""
+    seed.run("pending", offline=True)
 
     html = await page(database_url)
 
     assert "No runs in the last hour" not in html
     assert "gateway worker" in html
+    assert ">offline model</span>" in html
 
 
 async def test_database_away_is_said_on_the_page() -> None:
     """Without a database the page and the figures answer 503 and point to /health."""
-    pool = open_pool("postgresql://nobody@127.0.0.1:1/none", max_size=2, name="test")
-    pool.timeout = 0.1
-    app = Litestar([quality, ops_page], exception_handlers=HANDLERS, logging_config=None)
-    app.state.update({"pool": pool, "mlflow_links": mlflow_links(Mlflow())})
-    await pool.open()
-    async with AsyncTestClient(app) as client:
+    async with served("postgresql://nobody@127.0.0.1:1/none", pool_timeout_s=0.1) as client:
         html, body = await client.get("/ops"), await client.get("/v1/quality")
-    await pool.close()
 
     assert (html.status_code, body.status_code) == (503, 503)
     assert "/health" in html.text

@@ -1,0 +1,60 @@
+"""Real parts, shared by the session: a Postgres, an MLflow database in it. Each test gets a database of its own."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from gateway.settings import Settings, sibling_database
+from gateway.storage.database import migrate
+from gateway.storage.embedded import EmbeddedPostgres
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the developer's own environment out of the tests."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "DATABASE_URL", "GATEWAY_MODEL", "GATEWAY_JUDGE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GATEWAY_CONFIG", str(ROOT / "gateway.toml"))
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running Postgres whose database `gateway` is migrated: the template of the tests' databases."""
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    url = postgres.start()
+    migrate(url)
+    yield url
+    postgres.stop()
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(sibling_database(postgres_url, "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE gateway")
+        yield sibling_database(postgres_url, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def make_settings(database_url: str, tmp_path: Path) -> Callable[..., Settings]:
+    """Return settings on the test's database and home; keyword arguments override."""
+
+    def make(**overrides: object) -> Settings:
+        values: dict[str, object] = {
+            "home": tmp_path / "home",
+            "database_url": database_url,
+            "agents_dir": ROOT / "agents",
+            "scorers_dir": ROOT / "scorers",
+            "secret_key": "a secret key for tests only",
+            "trace_flush_s": 0.01,
+        }
+        return Settings(**(values | overrides))  # type: ignore[arg-type]
+
+    return make
