@@ -8,7 +8,7 @@ import httpx
 import structlog
 from litestar import Litestar
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 
 from gateway import __version__
 from gateway.crypto import load_keys
@@ -83,7 +83,10 @@ def create_app(settings: Settings) -> Litestar:
         lifespan=[lifespan],
         exception_handlers=HANDLERS,
         openapi_config=OpenAPIConfig(
-            title="Agent Gateway", version=__version__, render_plugins=[ScalarRenderPlugin(path="/")]
+            title="Agent Gateway",
+            version=__version__,
+            # The document alone: the viewers that Litestar offers load scripts from other people's servers.
+            render_plugins=[JsonRenderPlugin(path="/")],
         ),
         # structlog is set up once a process, by the command line.
         logging_config=None,

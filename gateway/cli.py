@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def serve(*, logs_to_files: bool = False) -> None:
     Args:
         logs_to_files: Write the processes' logs to the folder logs of GATEWAY_HOME instead of the terminal.
     """
-    from gateway.supervisor import Supervisor  # noqa: PLC0415 - not on Windows; `web` and `worker` are
+    from gateway.supervisor import Supervisor  # noqa: PLC0415 - only these two commands need it
 
     Supervisor(_prepare(), logs_to_files=logs_to_files).run()
 
@@ -76,6 +77,9 @@ def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
+    for each in (signal.SIGTERM, signal.SIGINT):
+        # Uvicorn raises the signal once more when it has stopped in order: that is a good end, with exit code 0.
+        signal.signal(each, lambda *_: sys.exit(0))
     uvicorn.Server(config).run(sockets)
 
 
@@ -84,9 +88,9 @@ def worker() -> None:
     """Run one evaluator on the database that is set or embedded."""
     try:
         from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # without the extra there is still `mlflow-tracing`, which has less in the same name
         raise ConfigurationError(
-            f"The evaluator needs {error.name}: install it with `pip install 'agent-gateway[evaluation]'`."
+            f"The evaluator needs MLflow ({error}): install it with `pip install 'agent-gateway[evaluation]'`."
         ) from None
     settings = _prepare()
     migrate(database_url(settings))

@@ -52,7 +52,7 @@ class Cipher:
         try:
             nonce = stored[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
             return self._aead.decrypt(nonce, stored[_HEADER_BYTES:], context.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: cut short within the nonce
             raise WrongKey("Stored data is damaged, or was moved to another row; it cannot be decrypted.") from None
 
 
@@ -88,6 +88,8 @@ def load_keys(settings: Settings) -> Keys:
         secret = path.read_text().strip()
     except FileNotFoundError:
         secret = _create_secret(path)
+    except UnicodeDecodeError:
+        secret = ""
     except OSError as error:
         raise ConfigurationError(f"Cannot read the secret key {path}: {error.strerror}.") from None
     if len(secret) < 32:

@@ -76,6 +76,8 @@ def run_demo(settings: Settings, *, leave: bool) -> int:
     Raises:
         ConfigurationError: the gateway did not start, or no agent has samples.
     """
+    if settings.mlflow_ui is None:
+        raise ConfigurationError("The demo reads the scores from MLflow: set GATEWAY_MLFLOW_URL to its address.")
     console = Console()
     conversations = _samples(settings.agents_dir)
     process = _start_gateway(settings)
@@ -175,7 +177,7 @@ def _send(client: httpx.Client, conversations: list[Conversation], console: Cons
 def _await_scores(conversations: list[Conversation], settings: Settings, console: Console) -> bool:
     """Read MLflow until everything expected is there; return whether it came in time."""
     deadline = time.monotonic() + _SCORES_TIMEOUT_S
-    with _progress(console) as progress, httpx.Client(base_url=settings.mlflow_ui or "", timeout=10) as mlflow:
+    with _progress(console) as progress, httpx.Client(base_url=str(settings.mlflow_ui), timeout=10) as mlflow:
         task = progress.add_task("Waiting for scores", total=len(conversations))
         while True:
             collected = _collected(mlflow)

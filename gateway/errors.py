@@ -32,6 +32,9 @@ class GatewayError(Exception):
     code: ClassVar[str] = "INTERNAL_ERROR"
     """``error_code`` in the JSON answer: stable, for programs."""
 
+    trace_id: str | None = None
+    """Trace of the run that it ended; ``None`` if there was no run."""
+
 
 class ConfigurationError(GatewayError):
     """A setting, a plug-in folder or the machine is not as it must be; the message names the setting or the file."""

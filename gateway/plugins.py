@@ -109,7 +109,7 @@ def _load(name: str, path: Path) -> types.ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself must not end the gateway without a word
         sys.modules.pop(name, None)
         raise ConfigurationError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

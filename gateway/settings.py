@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -43,7 +53,12 @@ class ScorerRule(BaseModel):
     pass_at_least: float | None = None
     """For scorers that give a number: the smallest value that passes. ``None``: numbers are averaged, not judged."""
     dataset: str | None = "regressions"
-    """MLflow dataset that collects what it fails; ``None``: none."""
+    """MLflow dataset that collects what it fails; ``None``, or an empty text in TOML: none."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
 
 
 class Settings(BaseSettings):
@@ -123,7 +138,7 @@ class Settings(BaseSettings):
     judge_model: str | None = None
     """Model of the LLM judges, in MLflow's form (``openai:/gpt-4o-mini``). ``None``: only scorers in plain code run."""
     judge_base_url: str | None = None
-    """Base URL of the judges' API, for OpenAI-compatible servers. ``None``: the provider's own."""
+    """Base URL of the judges' API, for OpenAI-compatible servers. ``None``: OPENAI_BASE_URL, or the provider's own."""
     judge_api_key: SecretStr | None = None
     """Key for the judges' API. ``None``: the provider's usual environment variable."""
     judge_concurrency: int = Field(default=4, ge=1, le=64)
@@ -186,6 +201,8 @@ def load_settings() -> Settings:
         raise ConfigurationError(
             "The settings are not valid (environment, then " + str(path) + "):\n" + "\n".join(problems)
         ) from None
+    except SettingsError as error:  # the one table among the settings, as an environment variable
+        raise ConfigurationError(f"GATEWAY_SCORERS is not valid JSON: {error.__cause__}") from None
     except ValueError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
 

@@ -296,6 +296,6 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigurationError(
-            f"Cannot listen on {host}, port {port}: {error.strerror}. Set {setting} to a free port"
+            f"Cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Set {setting} to a free port"
             + (", or GATEWAY_HOST to an address of this machine." if error.errno not in (13, 98, 48) else ".")
         ) from None

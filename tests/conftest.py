@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from gateway.settings import Settings, sibling_database
-from gateway.storage.database import migrate
+from gateway.storage.database import create_database, migrate
 from gateway.storage.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +58,10 @@ def make_settings(database_url: str, tmp_path: Path) -> Callable[..., Settings]:
         return Settings(**(values | overrides))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(postgres_url: str) -> str:
+    """A tracking URI of MLflow on a database of its own; each test takes an experiment of its own."""
+    create_database(postgres_url, "mlflow")
+    return sibling_database(postgres_url, "mlflow").replace("postgresql:", "postgresql+psycopg:", 1)

@@ -41,7 +41,15 @@ class ConversationScoring:
             await enqueue_once(self._queue, SCORE_CONVERSATION, str(session_id), session_id=str(session_id))
 
     async def score(self, session_id: str) -> None:
-        """Score a conversation, if it is still due and something is new in it."""
+        """Score a conversation, if it is still due; if that fails, it is due again later."""
+        try:
+            await self._score(session_id)
+        except Exception:
+            log.exception("a conversation could not be scored; trying again later", session_id=session_id)
+            async with self._pool.connection() as connection:
+                await connection.execute(_POSTPONE, [session_id])
+
+    async def _score(self, session_id: str) -> None:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_LOOK, [session_id])
             row = await cursor.fetchone()
@@ -88,4 +96,11 @@ _EARLIER = """
     SELECT score_id FROM scores WHERE session_id = %s AND scorer = %s AND name = %s AND turns < %s
     ORDER BY turns DESC, created_at DESC
 """
-_DONE = "UPDATE conversations SET due_at = NULL, scored_turns = %s WHERE session_id = %s AND last_turn_at = %s"
+_DONE = """
+    UPDATE conversations SET due_at = NULL, scored_turns = %s, attempts = 0
+    WHERE session_id = %s AND last_turn_at = %s
+"""
+_POSTPONE = """
+    UPDATE conversations SET attempts = attempts + 1, due_at = now() + make_interval(secs => least(60, 2 ^ attempts))
+    WHERE session_id = %s
+"""

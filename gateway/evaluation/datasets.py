@@ -23,6 +23,8 @@ _PENDING = """
     SELECT trace_id, scorers FROM dataset_rows WHERE dataset = %s AND merged_at IS NULL
     ORDER BY created_at LIMIT %s FOR UPDATE
 """
+_MERGED = "UPDATE dataset_rows SET merged_at = now() WHERE dataset = %s AND trace_id = ANY(%s)"
+_FORGET = "DELETE FROM dataset_rows WHERE dataset = %s AND trace_id = ANY(%s)"
 
 
 class DatasetFeeder:
@@ -55,11 +57,13 @@ class DatasetFeeder:
                 return False
             traces = await asyncio.to_thread(self._store.read_traces, list(failed))
             records = [record(trace, failed[trace.info.trace_id]) for trace in traces]
-            await asyncio.to_thread(self._store.merge_records, dataset, records)
-            await connection.execute(
-                "UPDATE dataset_rows SET merged_at = now() WHERE dataset = %s AND trace_id = ANY(%s)",
-                [dataset, list(failed)],
-            )
+            if records:
+                await asyncio.to_thread(self._store.merge_records, dataset, records)
+            merged = [trace.info.trace_id for trace in traces]
+            await connection.execute(_MERGED, [dataset, merged])
+            if gone := sorted(set(failed) - set(merged)):
+                log.warning("failed traces are not in MLflow any more", dataset=dataset, trace_ids=gone)
+                await connection.execute(_FORGET, [dataset, gone])
             return len(failed) == _BATCH
 
 

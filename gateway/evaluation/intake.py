@@ -10,10 +10,12 @@ its run's state; before that everything is done again and changes nothing, since
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from mlflow.entities import Trace as MlflowTrace
 from procrastinate import App
+from psycopg.rows import class_row
 
 from gateway.crypto import Cipher, Keys, WrongKey
 from gateway.evaluation.export import to_mlflow
@@ -30,7 +32,9 @@ log = structlog.get_logger(__name__)
 PRESENCE_LOCK = 0x6167_7465
 """First key of the advisory lock by which an evaluator shows that it is alive; the second is its id."""
 
-_RETRY_AFTER_S = 5.0  # after MLflow refused a batch; it is tried again until it succeeds
+_RETRY_AFTER_S = 5.0  # after the first failure; twice as long after each one that follows
+_LONGEST_RETRY_S = 60.0
+_ATTEMPTS = 5  # of a trace that fails where others of its batch succeed
 _CLAIM = """
     WITH alive AS (
         SELECT objid::int AS evaluator_id FROM pg_locks
@@ -41,12 +45,21 @@ _CLAIM = """
         WHERE retry_at <= now() AND (claimed_by IS NULL OR claimed_by NOT IN (SELECT evaluator_id FROM alive))
         ORDER BY position LIMIT %(count)s FOR UPDATE SKIP LOCKED)
     UPDATE outbox SET claimed_by = %(me)s, attempts = attempts + 1 FROM mine
-    WHERE outbox.trace_id = mine.trace_id RETURNING outbox.trace_id, outbox.payload
+    WHERE outbox.trace_id = mine.trace_id RETURNING outbox.trace_id, outbox.payload, outbox.attempts
 """
 _RELEASE = """
     UPDATE outbox SET claimed_by = NULL, retry_at = now() + make_interval(secs => %s)
-    WHERE trace_id = ANY(%s) AND claimed_by = %s
+    WHERE trace_id = %s AND claimed_by = %s
 """
+
+
+class _Claimed(NamedTuple):
+    """A row of the outbox that is ours to work on."""
+
+    trace_id: str
+    payload: bytes
+    attempts: int
+    """How often it was claimed, this time included."""
 
 
 @dataclass
@@ -86,18 +99,37 @@ class TraceIntake:
             try:
                 await self._take_in(claimed)
             except Exception:
-                async with self._pool.connection() as connection:
-                    ids = [trace_id for trace_id, _ in claimed]
-                    await connection.execute(_RELEASE, [_RETRY_AFTER_S, ids, self._evaluator_id])
-                log.exception("a batch could not be taken in; it stays in the outbox", traces=len(claimed))
+                log.exception("a batch could not be taken in; trying its traces one by one", traces=len(claimed))
+                await self._take_in_singly(claimed)
 
-    async def _claim(self) -> list[tuple[str, bytes]]:
+    async def _take_in_singly(self, claimed: list[_Claimed]) -> None:
+        """Find out which traces of a batch failed it, so that one does not hold up the others.
+
+        Where none gets through, MLflow is away and nobody is to blame: they wait for it, however long that takes.
+        """
+        refused: list[_Claimed] = []
+        for each in claimed:
+            try:
+                await self._take_in([each])
+            except Exception as error:  # noqa: BLE001 - counted below, with what became of the trace
+                log.error("a trace could not be taken in", trace_id=each.trace_id, error=str(error))
+                refused.append(each)
+        given_up = [each.trace_id for each in refused if each.attempts >= _ATTEMPTS and len(refused) < len(claimed)]
+        async with self._pool.connection() as connection, connection.transaction():
+            for each in refused:
+                retry_s = min(_RETRY_AFTER_S * 2 ** (each.attempts - 1), _LONGEST_RETRY_S)
+                await connection.execute(_RELEASE, [retry_s, each.trace_id, self._evaluator_id])
+            for trace_id in given_up:
+                await connection.execute(_FAIL, ["refused by MLflow", trace_id])
+            await connection.execute("DELETE FROM outbox WHERE trace_id = ANY(%s)", [given_up])
+
+    async def _claim(self) -> list[_Claimed]:
         parameters = {"lock": PRESENCE_LOCK, "count": self._settings.evaluator_batch, "me": self._evaluator_id}
-        async with self._pool.connection() as connection:
-            cursor = await connection.execute(_CLAIM, parameters)
-            return await cursor.fetchall()  # type: ignore[return-value]  # the statement's own two columns
+        async with self._pool.connection() as connection, connection.cursor(row_factory=class_row(_Claimed)) as cursor:
+            await cursor.execute(_CLAIM, parameters)
+            return await cursor.fetchall()
 
-    async def _take_in(self, claimed: list[tuple[str, bytes]]) -> None:
+    async def _take_in(self, claimed: list[_Claimed]) -> None:
         works, broken = await asyncio.to_thread(self._score_batch, claimed)
         async with self._pool.connection() as connection:
             for work in works:
@@ -111,16 +143,16 @@ class TraceIntake:
                 await self._settle(connection, work, finished=work.trace.trace_id not in judged)
             for trace_id, reason in broken.items():
                 await connection.execute(_FAIL, [reason, trace_id])
-            ids = [trace_id for trace_id, _ in claimed]
+            ids = [each.trace_id for each in claimed]
             await connection.execute("DELETE FROM outbox WHERE trace_id = ANY(%s)", [ids])
         for trace_id in judged:
             await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
 
-    def _score_batch(self, claimed: list[tuple[str, bytes]]) -> tuple[list[_Work], dict[str, str]]:
+    def _score_batch(self, claimed: list[_Claimed]) -> tuple[list[_Work], dict[str, str]]:
         """Decode and score a batch. Returns what can go on, and by trace id why the rest never can."""
         works: list[_Work] = []
         broken: dict[str, str] = {}
-        for trace_id, payload in claimed:
+        for trace_id, payload, _ in claimed:
             try:
                 trace = decode(self._cipher.decrypt(payload, trace_id))
                 entity = to_mlflow(trace, self._store.experiment_id)
@@ -166,8 +198,11 @@ class TraceIntake:
     async def judge(self, trace_id: str) -> None:
         """Run the judges that are drawn for a trace which is in MLflow already."""
         traces = await asyncio.to_thread(self._store.read_traces, [trace_id])
-        if not traces:
-            raise LookupError(f"trace {trace_id} is not in MLflow")
+        if not traces:  # somebody deleted it there: what the other scorers said stands
+            log.warning("a trace to be judged is not in MLflow any more", trace_id=trace_id)
+            async with self._pool.connection() as connection:
+                await finish_run(connection, trace_id)
+            return
         agent = traces[0].info.trace_metadata["gateway.agent"]
         judges = self._drawn(agent, trace_id, judges=True)
         results = await asyncio.gather(*(asyncio.to_thread(score_trace, live, traces[0], agent) for live in judges))

@@ -39,6 +39,8 @@ class Predictor:
     """
 
     def __init__(self, settings: Settings, agent: str):
+        # `evaluate` would switch it on: it clears the SDK's processors, ours with them, and makes a second tree.
+        mlflow.openai.autolog(disable=True)
         self._capture = SpanCapture()
         sdk.set_trace_processors([self._capture])
         sdk.set_tracing_disabled(False)

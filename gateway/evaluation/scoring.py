@@ -124,7 +124,8 @@ def load_scorers(settings: Settings) -> list[LiveScorer]:
             name = str(scorer.name)
             if name in found and found[name].scorer is not scorer:
                 raise ConfigurationError(f"{module.__file__}: another file has a scorer named {name} already.")
-            found[name] = LiveScorer(scorer, version, settings.scorers.get(name, ScorerRule()))
+            if name not in found:  # else this file has imported it
+                found[name] = LiveScorer(scorer, version, settings.scorers.get(name, ScorerRule()))
     if unknown := sorted(set(settings.scorers) - set(found)):
         raise ConfigurationError(
             f"gateway.toml has rules for {', '.join(unknown)}, but {folder} holds no such scorer; it holds "

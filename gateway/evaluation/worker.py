@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 import psycopg
 import structlog
 from mlflow.store.db.utils import _get_latest_schema_revision
-from procrastinate import App, PsycopgConnector
+from procrastinate import App, PsycopgConnector, RetryStrategy
+from procrastinate.exceptions import UniqueViolation
+from procrastinate.jobs import Status
 
 from gateway.crypto import Keys, load_keys
 from gateway.evaluation.conversations import ConversationScoring
@@ -40,6 +42,9 @@ _LOOK_S = 0.5  # how often to look for what nobody told us of
 _HEARTBEAT_S = 2.0
 _STALLED_AFTER_S = 10.0  # five missed heartbeats: the worker is dead, its jobs are free
 _MLFLOW_WAIT_NOTE_S = 15.0
+# A scorer that fails is a score; a job fails only where MLflow or the database is away. After some ten minutes the
+# sweeper goes on with it.
+_JUDGE_RETRY = RetryStrategy(max_attempts=8, exponential_wait=2)
 
 
 class Evaluator:
@@ -101,7 +106,7 @@ class Evaluator:
             name=queue,
             concurrency=concurrency,
             fetch_job_polling_interval=2.0,
-            delete_jobs="successful",
+            delete_jobs="always",  # the runs' states say what became of the work; finished jobs only pile up
             install_signal_handlers=False,
             shutdown_graceful_timeout=self._settings.shutdown_grace_s,
             update_heartbeat_interval=_HEARTBEAT_S,
@@ -131,7 +136,7 @@ class Evaluator:
         async def drain_outbox() -> None:
             await self._intake.drain()
 
-        @queue.task(name=JUDGE_TRACE.task, queue=JUDGE_TRACE.queue, retry=5)
+        @queue.task(name=JUDGE_TRACE.task, queue=JUDGE_TRACE.queue, retry=_JUDGE_RETRY)
         async def judge_trace(trace_id: str) -> None:
             await self._intake.judge(trace_id)
 
@@ -150,7 +155,10 @@ class Evaluator:
         manager = self._queue.job_manager
         for job in await manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_AFTER_S):
             log.warning("taking over a job of a dead worker", job=job.call_string)
-            await manager.retry_job(job)
+            try:
+                await manager.retry_job(job)
+            except UniqueViolation:  # the same work waits already; this one only stands in its way
+                await manager.finish_job(job, Status.FAILED, delete_job=True)
 
 
 async def run_evaluator(settings: Settings) -> None:

@@ -26,7 +26,8 @@ _HTTP_MESSAGES = {
 
 def answer_gateway_error(_request: Request[Any, Any, Any], error: GatewayError) -> Response[dict[str, str]]:
     """Answer an error raised on purpose: its message was written for the client."""
-    return Response({"error_code": error.code, "message": str(error)}, status_code=error.status)
+    body = {"error_code": error.code, "message": str(error)}
+    return Response(body | ({"trace_id": error.trace_id} if error.trace_id else {}), status_code=error.status)
 
 
 def answer_http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, str]]:

@@ -83,6 +83,8 @@ def parse(raw: bytes) -> Invocation:
         return _decode(raw)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The body is not valid: {error}.") from None
+    except RecursionError:
+        raise InvalidRequest("The body is not valid JSON: it is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
@@ -106,39 +108,58 @@ def _checked_item(item: dict[str, Any], where: str) -> dict[str, Any]:
     kind = item.get("type", "message")
     if kind == "message":
         _check_message(item, where, _ROLES)
-    elif kind in _ITEM_FIELDS:
+    elif isinstance(kind, str) and kind in _ITEM_FIELDS:
         for field in _ITEM_FIELDS[kind]:
-            if not isinstance(item.get(field), str | list):
+            value = item.get(field)
+            if not isinstance(value, str) and not (field == "output" and _are_parts(value)):
                 raise InvalidRequest(f"{where} is a {kind} and lacks a valid {field!r}.")
     else:
         known = ", ".join(("message", *_ITEM_FIELDS))
-        raise InvalidRequest(f"{where} has type {kind!r}; known types are {known}.")
+        raise InvalidRequest(f"{where} has type {_shown(kind)}; known types are {known}.")
     return item
 
 
 def _check_message(message: dict[str, Any], where: str, roles: frozenset[str]) -> None:
     role, content = message.get("role"), message.get("content")
-    if role not in roles:
-        raise InvalidRequest(f"{where} has role {role!r}; it must be one of {', '.join(sorted(roles))}.")
+    if not isinstance(role, str) or role not in roles:
+        raise InvalidRequest(f"{where} has role {_shown(role)}; it must be one of {', '.join(sorted(roles))}.")
     calls_tools = role == "assistant" and message.get("tool_calls")
     if content is None and calls_tools:
         return
-    if not isinstance(content, str) and not (
-        isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
-    ):
+    if not isinstance(content, str) and not _are_parts(content):
         raise InvalidRequest(f"{where} needs 'content': a text, or a list of content parts with a type each.")
+
+
+def _are_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("type"), str) and isinstance(part.get("text", ""), str)
+        for part in content
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return what was sent, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:50]}..."
 
 
 def _chat_items(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, message in enumerate(chat):
         _check_message(message, f"messages[{index}]", _CHAT_ROLES)
     try:
-        return messages.to_items(chat)
+        items = messages.to_items(chat)
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
             f"messages: a tool message needs 'tool_call_id', a tool call 'id' and 'function' with 'name' and "
-            f"'arguments', an image part 'image_url'; missing or of the wrong type: {error}."
+            f"'arguments', a text part 'text', an image part 'image_url'; missing or of the wrong type: {error}."
         ) from None
+    for item in items:
+        content = item.get("content")
+        if isinstance(content, list) and not all(isinstance(part.get("image_url", ""), str) for part in content):
+            raise InvalidRequest("messages: an 'image_url' is a text, or an object with the text 'url'.")
+        # What chat calls `id` and `tool_call_id` is `call_id` here.
+        _checked_item(item, "messages: one")
+    return items
 
 
 def _gateway_fields(result: RunResult) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class AgentRunner:
         except BaseException as error:
             run.answer = None
             self._finish(run, _run_error(error))
+            if isinstance(error, GatewayError):
+                error.trace_id = run.trace.trace_id
             raise
         self._finish(run, None)
         model = self._executor.model(plugin.name)

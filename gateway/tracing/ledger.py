@@ -20,7 +20,7 @@ State = Literal[
 
 MEANING: dict[State, str] = {
     "pending": "on its way to MLflow and the scorers",
-    "scored": "every scorer that applied gave a verdict",
+    "scored": "at least one scorer gave a verdict",
     "not_selected": "kept, but no scorer was drawn or applied",
     "sampled_out": "its session was not sampled",
     "budget_skipped": "kept, but the judges' budget was used up",

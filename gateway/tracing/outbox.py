@@ -10,7 +10,6 @@ import asyncio
 from collections import Counter, deque
 from typing import NamedTuple
 
-import psycopg
 import structlog
 from procrastinate import App
 
@@ -92,9 +91,10 @@ class OutboxWriter:
             try:
                 while self._buffer or self._drops:
                     await self._flush()
-            except (psycopg.Error, OSError, TimeoutError) as error:
-                # The runs are still in the buffer: nothing was taken out before it was committed.
-                log.warning("database away, traces wait in memory", waiting=len(self._buffer), error=str(error))
+            except Exception as error:  # noqa: BLE001 - see below
+                # Whatever it was, most likely the database is away: this task must outlive it. The runs are still in
+                # the buffer, since nothing is taken out before it is committed.
+                log.warning("hand-over failed, traces wait in memory", waiting=len(self._buffer), error=repr(error))
                 self._wake.set()
                 await asyncio.sleep(_RETRY_S)
             if self._stopping and not self._buffer:

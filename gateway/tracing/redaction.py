@@ -10,13 +10,108 @@ such, with a country code or the usual separators, or after a word such as "phon
 """
 
 import base64
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 import re2
 
 from gateway.crypto import keyed_hash
+
+PLACEHOLDER = re.compile(r"<[A-Z]+:[a-z2-7]{4}>")
+
+_Find = Callable[[str, int, int], Iterator[tuple[int, int]]]
+
+
+def _whole(_text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the span as it is."""
+    yield start, end
+
+
+def _secret(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the span unless it says something about a secret instead of being one, or was redacted before."""
+    redacted = PLACEHOLDER.search(text, start, end) or PLACEHOLDER.match(text, max(start - len("<SECRET:"), 0))
+    if not redacted and text[start:end].lower().rstrip(".!?") not in _NO_SECRETS:
+        yield start, end
+
+
+_NO_SECRETS = frozenset(
+    [
+        "correct",
+        "empty",
+        "expired",
+        "false",
+        "incorrect",
+        "invalid",
+        "missing",
+        "none",
+        "null",
+        "optional",
+        "required",
+        "true",
+        "undefined",
+        "valid",
+        "wrong",
+    ]
+)
+
+_CARD_NUMBER = re.compile(
+    r"4[0-9]{15}(?:[0-9]{3})?|5[1-5][0-9]{14}|2[2-7][0-9]{14}|3[47][0-9]{13}|35[0-9]{14}|3[0689][0-9]{12}"
+    r"|6[0-9]{15}|62[0-9]{15,17}"
+)
+"""Leading digits and lengths of the card schemes in use: one order id in ten passes the checksum by chance."""
+_DIGITS = re.compile(r"[0-9]+")
+_FIRST_GROUP = re.compile(r"(?<![0-9])[2-6][0-9]{3,}")
+_MAX_CARD_DIGITS = 19
+_MAX_CARD_CHARACTERS = 24  # 19 digits in five groups, and one more that tells that it goes on
+
+
+def is_card_number(digits: str) -> bool:
+    """Whether these are a payment card's digits: a scheme's prefix and length, and Luhn's checksum.
+
+    Source: ISO/IEC 7812-1, annex B.
+    """
+    if not _CARD_NUMBER.fullmatch(digits):
+        return False
+    numbers = [int(digit) for digit in digits]
+    doubled = [number * 2 - 9 * (number > 4) for number in numbers[-2::-2]]
+    return (sum(numbers[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def _cards(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the card numbers within a run of digits, which other numbers (a quantity, an expiry date) may be part of.
+
+    A card number is written in groups of four or more digits, only its last one may be shorter.
+    """
+    if text[start - 1 : start] == "." and text[max(start - 2, 0) : start - 1].isdigit():
+        start = next(_DIGITS.finditer(text, start, end)).end()  # behind the decimals of a number
+    free = start
+    for first in _FIRST_GROUP.finditer(text, start, end):
+        if first.start() < free:
+            continue
+        digits = ""
+        for group in _DIGITS.finditer(text, first.start(), min(first.start() + _MAX_CARD_CHARACTERS, end)):
+            digits += group.group()
+            if is_card_number(digits):
+                free = group.end()
+            if len(group.group()) < 4 or len(digits) > _MAX_CARD_DIGITS:
+                break
+        if free > first.start():
+            yield first.start(), free
+
+
+_PART_OF_AN_ID = (re.compile(r"[0-9][-./:]"), re.compile(r"[-.][0-9]"))
+_DECIMAL = re.compile(r"\+[0-9]+\.[0-9]{1,2}")
+
+
+def _phone(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the span unless digits go on behind it, or before it where that is no area code's leading 1."""
+    before, after = _PART_OF_AN_ID
+    goes_on = text[start] == "0" and before.match(text[max(start - 2, 0) : start])
+    if not goes_on and not after.match(text, end) and not _DECIMAL.fullmatch(text, start, end):
+        yield start, end
 
 
 class Pattern(NamedTuple):
@@ -26,62 +121,81 @@ class Pattern(NamedTuple):
     """Upper-case label of the placeholder."""
     expression: str
     """RE2 expression. Its group ``value``, if it has one, is what is replaced; else the whole match is."""
-    check: Callable[[str], bool] | None = None
-    """Must hold for the value, or it stays."""
+    find: _Find = _whole
+    """Narrows that down, given the text and the span: which parts of it really are such values."""
 
 
-_CARD_NUMBER = re2.compile(r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[0689]\d{12}|6\d{15,18}")
-"""Leading digits and lengths of the card schemes in use: one order id in ten passes the checksum by chance."""
-
-
-def is_card_number(value: str) -> bool:
-    """Whether ``value`` is a payment card's number: a scheme's prefix and length, and Luhn's checksum.
-
-    Source: ISO/IEC 7812-1, annex B.
-    """
-    number = "".join(character for character in value if character.isdigit())
-    if not _CARD_NUMBER.fullmatch(number):
-        return False
-    digits = [int(digit) for digit in number]
-    doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2]]
-    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
-
+# A word begins here. In JSON that was put into a string, a line break is a backslash and an "n", which hides it.
+_START = r"(?:\b|\\[nrt])"
+# Letters and digits of any script, also escaped as JSON does it.
+_LETTER = r"(?:[\pL\pM\pN]|\\+u[0-9a-fA-F]{4})"
+# What makes the following text a secret: `password=`, `"db_password": `, `my password is `, `<password>`.
+_SECRET_IS = (
+    r"(?i)(?:passw(?:or)?d|passphrase|pwd|secret(?:[_ -]?(?:access[_ -]?)?key)?|(?:api|private|access)[_ -]?key"
+    r"|(?:access|auth|refresh|session|bearer)[_ -]?token)\b[\"'\\]{0,8}\s*(?:is\b\s*:?|[:=]+>?|>)\s*"
+)
+_PHONE_SAYS = r"(?i)\b(?:phone|mobile|cell|tel|telephone|call me|fax)(?:\b|_)"
 
 PATTERNS = (
-    Pattern("KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[A-Za-z0-9+/=\s\\]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"),
-    Pattern("KEY", r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
     Pattern(
         "KEY",
-        r"\b(?:sk-[A-Za-z0-9_-]{16,}|[rsp]k_(?:live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}"
+        r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
+    ),
+    Pattern("KEY", _START + r"(?P<value>eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*)"),
+    Pattern(
+        "KEY",
+        _START + r"(?P<value>sk-[A-Za-z0-9_-]{16,}|[rsp]k_(?:live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}"
         r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
         r"|xox[abeprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{20,}|dapi[a-f0-9]{32}|pypi-[A-Za-z0-9_-]{20,}"
         r"|npm_[A-Za-z0-9]{30,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,})",
     ),
-    Pattern("KEY", r"(?i)\bbearer\s+(?P<value>[A-Za-z0-9._~+/-]{16,}=*)"),
+    Pattern("KEY", r"(?i)bearer\s+(?P<value>[A-Za-z0-9._~+/-]{16,}=*)", _secret),
+    Pattern("KEY", r"(?i)authorization[\"'\\]{0,8}\s*[:=]\s*[\"'\\]{0,8}(?:[a-z]+\s+)?(?P<value>[^\s\"'\\,;<>]{8,})"),
+    Pattern("SECRET", r"://[^\s/:@\"'\\<>]*:(?P<value>[^\s/@\"'\\]+)@", _secret),
+    Pattern("SECRET", _SECRET_IS + r"\\*\"(?P<value>[^\"\\]+)\\*\"", _secret),
+    Pattern("SECRET", _SECRET_IS + r"'(?P<value>[^'\\]+)'", _secret),
+    Pattern("SECRET", _SECRET_IS + r"[\"'\\]{0,8}(?P<value>[^\s\"'\\,;}<>]{4,})", _secret),
     Pattern(
-        "SECRET",
-        r"(?i)\b(?:password|passwd|pwd|secret|api[_ -]?key|access[_ -]?token|auth[_ -]?token)\b"
-        r"[\"'\\]{0,4}\s*(?:[:=]|\bis\b)\s*[\"'\\]{0,4}(?P<value>[^\s\"'\\,;}<>]{4,})",
+        "EMAIL",
+        rf"(?:\\[nrt])?(?P<value>(?:{_LETTER}|[._%+-])+(?:@|%40)(?:{_LETTER}|-)+(?:\.(?:{_LETTER}|-)+)*"
+        r"\.(?:\pL|\\+u[0-9a-fA-F]{4}){2,})",
     ),
-    Pattern("EMAIL", r"[\pL\pN._%+-]+@[\pL\pN-]+(?:\.[\pL\pN-]+)*\.\pL{2,}"),
-    Pattern("CARD", r"\b\d(?:[ -]?\d){12,18}\b", is_card_number),
-    Pattern("PHONE", r"(?:\+|\b00)[1-9]\d{0,2}(?:[ .()/-]{0,3}\d){6,13}\b"),
-    Pattern("PHONE", r"(?:\(\d{3}\) ?|\b\d{3}[.-])\d{3}[ .-]\d{4}\b"),
-    Pattern("PHONE", r"\b0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5}\b"),
+    Pattern("CARD", _START + r"(?P<value>\d(?:[ \x{a0}\x{202f}\x{2011}-]?\d){12,})\b", _cards),
+    Pattern("PHONE", r"(?:^|\\[nrt]|[^\w)])(?P<value>\+[1-9](?:[ .()/-]{0,3}\d){8,14})\b", _phone),
     Pattern(
         "PHONE",
-        r"(?i)\b(?:phone|mobile|cell|tel|telephone|call me (?:at|on)|fax)\b[\s:.#=\"'a-z]{0,20}?"
+        _START + r"(?P<value>00 ?[1-9]\d{0,2}[ /.-](?:[ .()/-]{0,2}\d){6,12}|00[1-9]\d{10,13})\b",
+        _phone,
+    ),
+    Pattern("PHONE", r"(?P<value>(?:\(\d{3}\) ?|\b\d{3}[.-])\d{3}[ .-]\d{4})\b", _phone),
+    Pattern("PHONE", r"\\[nrt](?P<value>\d{3}[.-]\d{3}[ .-]\d{4})\b", _phone),
+    Pattern(
+        "PHONE",
+        _START + r"(?P<value>0[1-9]\d{1,3}[ /-]\d{3,4}[ -]?\d{3,5}|0[1-9](?:[ .-]\d{2}){4})\b",
+        _phone,
+    ),
+    Pattern(
+        "PHONE",
+        _PHONE_SAYS + r"[\s:.#=\"'\\_]{0,8}(?:(?:number|no|nr|is|at|on)\b[\s:.#=\"'\\]{0,8}){0,3}"
         r"(?P<value>\d(?:[ .-]?\d){6,14})\b",
     ),
 )
 
-PLACEHOLDER = re2.compile(r"<[A-Z]+:[a-z2-7]{4}>")
-
 _SENSITIVE_NAME = re2.compile(
-    r"(?i)^(?:.*[_-])?(?:password|passwd|pwd|secret|api[_-]?key|token|authorization|phone|mobile|telephone)$"
+    r"(?:.*_)?(?:passw(?:or)?d|passphrase|pwd|secret|(?:api|private|access|secret)_?key|token|authorization"
+    r"|(?P<phone>(?:phone|mobile|telephone|fax)(?:_?(?:number|no|nr))?))"
 )
-"""Names of fields whose value goes whatever it looks like: in JSON the name stands apart from the value."""
-_NOT_SECRET = re2.compile(r"(?i)(?:^|_)(?:input|output|total|max|prompt|completion|cached?)_?tokens?$")
+_TOKEN_COUNT = re2.compile(r"(?:.*_)?(?:input|output|total|max|prompt|completion|cached?)_token")
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_MAX_NAME_CHARACTERS = 64
+
+
+@lru_cache(maxsize=4096)
+def _kind_of_field(name: str) -> str | None:
+    """Return the kind of what stands under this name whatever it looks like: in JSON the name stands apart from it."""
+    words = _CAMEL_CASE.sub("_", name).lower().replace("-", "_")
+    match = None if _TOKEN_COUNT.fullmatch(words) else _SENSITIVE_NAME.fullmatch(words)
+    return None if match is None else "PHONE" if match.group("phone") else "SECRET"
 
 
 class Redactor:
@@ -103,7 +217,12 @@ class Redactor:
             value: any text.
             scope: what placeholders are comparable within; the session id for traces.
         """
-        for index in sorted(self._any.Match(value) or ()):
+        try:
+            found = self._any.Match(value)
+        except UnicodeEncodeError:  # half a surrogate pair, which nothing that comes after could write down
+            value = value.encode("utf-8", "replace").decode()
+            found = self._any.Match(value)
+        for index in sorted(found or ()):
             pattern, compiled = self._patterns[index]
             value = self._replace(pattern, compiled, value, scope)
         return value
@@ -119,7 +238,8 @@ class Redactor:
         if value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, int):
-            return self._placeholder("CARD", str(value), scope) if is_card_number(str(value)) else value
+            is_card = 0 < value < 10**_MAX_CARD_DIGITS and is_card_number(str(value))
+            return self._placeholder("CARD", str(value), scope) if is_card else value
         if isinstance(value, dict):
             return {self.text(str(name), scope): self._named(str(name), item, scope) for name, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
@@ -135,29 +255,24 @@ class Redactor:
 
     def _named(self, name: str, item: Any, scope: str) -> Any:
         """Redact a mapping's item whose name may say that it is sensitive."""
-        named = isinstance(item, str | int) and not isinstance(item, bool) and bool(item)
-        if named and _SENSITIVE_NAME.match(name) and not _NOT_SECRET.search(name):
-            text = str(item)
-            redacted = self.text(text, scope)
-            if redacted != text:
-                return redacted
-            kind = "PHONE" if name.lower().endswith(("phone", "mobile")) else "SECRET"
-            return text if PLACEHOLDER.fullmatch(text) else self._placeholder(kind, text, scope)
-        return self.value(item, scope)
+        kind = _kind_of_field(name) if len(name) <= _MAX_NAME_CHARACTERS else None
+        if kind is None or not item or isinstance(item, bool):
+            return self.value(item, scope)
+        if isinstance(item, list | tuple | set | frozenset):
+            return [self._named(name, each, scope) for each in item]
+        if not isinstance(item, str | int | float):
+            return self.value(item, scope)
+        text = str(item)
+        return text if PLACEHOLDER.fullmatch(text) else self._placeholder(kind, text, scope)
 
-    def _replace(self, pattern: Pattern, compiled: Any, value: str, scope: str) -> str:
+    def _replace(self, pattern: Pattern, compiled: Any, text: str, scope: str) -> str:
         group = compiled.groupindex.get("value", 0)
-
-        def substitute(match: Any) -> str:
-            found: str = match.group(group)
-            if pattern.check and not pattern.check(found):
-                return str(match.group())
-            start, end = match.span(group)
-            offset = match.start()
-            whole: str = match.group()
-            return whole[: start - offset] + self._placeholder(pattern.kind, found, scope) + whole[end - offset :]
-
-        return str(compiled.sub(substitute, value))
+        pieces, done = [], 0
+        for match in compiled.finditer(text):
+            for start, end in pattern.find(text, *match.span(group)):
+                pieces += [text[done:start], self._placeholder(pattern.kind, text[start:end], scope)]
+                done = end
+        return "".join([*pieces, text[done:]])
 
     def _placeholder(self, kind: str, found: str, scope: str) -> str:
         # 20 bits: enough to tell the few values of one session apart, too few to find a value by its hash.
@@ -168,10 +283,10 @@ class Redactor:
 def _canonical(kind: str, found: str) -> str:
     """Return the form by which two ways of writing one value are the same."""
     if kind == "EMAIL":
-        return found.lower()
+        return found.lower().replace("%40", "@")
     if kind in {"CARD", "PHONE"}:
-        return "".join(character for character in found if character.isdigit())
-    return found
+        return "".join(_DIGITS.findall(found)) or found
+    return found.rstrip(".!?") or found
 
 
 def _plain(value: Any) -> Any:

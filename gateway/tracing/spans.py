@@ -72,7 +72,20 @@ _decoder = msgspec.msgpack.Decoder(Trace)
 
 def encode(trace: Trace) -> bytes:
     """Return the msgpack form; a value of a type that msgpack has no form for becomes its ``str``."""
-    return _encoder.encode(trace)
+    try:
+        return _encoder.encode(trace)
+    except OverflowError:
+        return _encoder.encode(_narrow(msgspec.to_builtins(trace, enc_hook=str)))
+
+
+def _narrow(value: Any) -> Any:
+    """Return a copy in which whole numbers beyond 64 bits are texts: a calculator's results may be."""
+    if isinstance(value, dict):
+        return {key: _narrow(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_narrow(item) for item in value]
+    is_wide = isinstance(value, int) and not -(2**63) <= value < 2**64
+    return str(value) if is_wide else value
 
 
 def decode(data: bytes) -> Trace:

@@ -1,0 +1,89 @@
+"""Start and stop: what is kept, what is left behind, and what is said when it cannot start."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from .conftest import ROOT, Gateway, eventually, free_port
+
+
+def answer(gateway: Gateway, text: str) -> str:
+    """Send one turn of session `kept` and return the answer."""
+    body = {"agent": "math", "session_id": "kept", "messages": [{"role": "user", "content": text}]}
+    return str(gateway.api.post("/invocations", json=body).json()["choices"][0]["message"]["content"])
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of the processes runs any more."""
+    return not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_everything_killed_and_started_again_keeps_all(tmp_path: Path) -> None:
+    """After a kill -9 of the parent nothing is left running, and a start on the same folder has all data; then
+    Ctrl-C ends everything in order with exit code 0.
+    """
+    gateway = Gateway(tmp_path / "home").start()
+    assert answer(gateway, "What is 15% of 240?") == "36"
+    eventually(lambda: gateway.states() == {"scored": 1})
+
+    processes = gateway.processes()
+    assert {"postgres", "web", "worker", "server"} <= {word for each in processes for word in _words(each)}
+    processes[0].send_signal(signal.SIGKILL)
+    eventually(lambda: gone(processes), within_s=30)
+    assert gateway.process is not None
+    gateway.process.wait()
+
+    gateway.start()
+    assert answer(gateway, "And times 3?") == "108"
+    eventually(lambda: gateway.states() == {"scored": 2})
+
+    processes = gateway.processes()
+    for each in processes:
+        each.send_signal(signal.SIGKILL)
+    eventually(lambda: gone(processes), within_s=30)
+    gateway.process.wait()
+
+    gateway.start()
+    assert answer(gateway, "Add 2 to that") == "110"
+    processes = gateway.processes()
+    assert gateway.stop(signal.SIGINT) == 0
+    assert gone(processes)
+
+
+def _words(process: psutil.Process) -> set[str]:
+    return {Path(word).name for word in process.cmdline()[:5]}
+
+
+def start_and_fail(home: Path, **settings: str) -> str:
+    """Start a gateway that cannot start and return what it says."""
+    environment = {**os.environ, "GATEWAY_HOME": str(home), "GATEWAY_PORT": str(free_port()), **settings}
+    command = [sys.executable, "-m", "gateway", "serve"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
+    """A port that is taken fails the start with the setting to change, before anything is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in start_and_fail(tmp_path, GATEWAY_PORT=port)
+        assert "Set GATEWAY_PORT" in start_and_fail(tmp_path, GATEWAY_PORT=port)
+        assert "Set GATEWAY_MLFLOW_PORT" in start_and_fail(tmp_path, GATEWAY_MLFLOW_PORT=port)
+    assert not (tmp_path / "postgres").exists()
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    """A setting that is not valid fails the start with its name."""
+    assert "GATEWAY_SAMPLE_RATE" in start_and_fail(tmp_path, GATEWAY_SAMPLE_RATE="2")
+
+
+def test_a_folder_in_use_is_refused(gateway: Gateway) -> None:
+    """A second gateway on the same folder is refused."""
+    assert "Another gateway is running" in start_and_fail(gateway.home)
