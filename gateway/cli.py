@@ -7,12 +7,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated
 
 import uvicorn
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from gateway import __version__
 from gateway.crypto import load_keys
@@ -37,7 +39,8 @@ def _messages() -> Iterator[None]:
     try:
         yield
     except GatewayError as error:
-        _problems.print(f"[bold red]gateway:[/] {error}", highlight=False, soft_wrap=True)
+        # Not as markup: a message may hold brackets, as `agent-gateway[all]` does.
+        _problems.print(Text.assemble(("gateway:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
 
 
@@ -87,11 +90,13 @@ def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
 def worker() -> None:
     """Run one evaluator on the database that is set or embedded."""
     try:
-        from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
-    except ImportError as error:  # without the extra there is still `mlflow-tracing`, which has less in the same name
+        distribution("mlflow")  # `import mlflow` works without it: `mlflow-tracing` has a part of the same name
+    except PackageNotFoundError:
         raise ConfigurationError(
-            f"The evaluator needs MLflow ({error}): install it with `pip install 'agent-gateway[evaluation]'`."
+            "The evaluator needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
         ) from None
+    from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
+
     settings = _prepare()
     migrate(database_url(settings))
     asyncio.run(run_evaluator(settings))
@@ -124,4 +129,4 @@ def init(folder: Path) -> None:
     for each in ("agents/math", "scorers"):
         shutil.copytree(source / each, folder / each, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(source / "gateway.toml", folder)
-    Console().print(f"Wrote a starter project to {folder}. Next: cd {folder} && gateway serve", highlight=False)
+    Console().print(f"Wrote a starter project to {folder}. Next: cd {folder} && gateway serve", markup=False)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, GatewayError
 from gateway.settings import Settings
 
 _FORMAT = b"\x01"
@@ -27,6 +27,10 @@ _HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES + _NONCE_BYTES
 
 class WrongKey(ConfigurationError):
     """Stored data was written with another secret key; the message says which setting to look at."""
+
+
+class DamagedData(GatewayError):
+    """Stored data was changed, cut short, or moved to another row since it was encrypted."""
 
 
 class Cipher:
@@ -42,7 +46,7 @@ class Cipher:
         return _FORMAT + self._key_id + nonce + self._aead.encrypt(nonce, plain, context.encode())
 
     def decrypt(self, stored: bytes, context: str) -> bytes:
-        """Return the plain bytes; raise `WrongKey` if they were written with another key, moved or damaged."""
+        """Return the plain bytes; raise `WrongKey` or `DamagedData` if they cannot be had."""
         key_id = stored[len(_FORMAT) : len(_FORMAT) + _KEY_ID_BYTES]
         if key_id != self._key_id:
             raise WrongKey(
@@ -53,7 +57,7 @@ class Cipher:
             nonce = stored[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
             return self._aead.decrypt(nonce, stored[_HEADER_BYTES:], context.encode())
         except (InvalidTag, ValueError):  # ValueError: cut short within the nonce
-            raise WrongKey("Stored data is damaged, or was moved to another row; it cannot be decrypted.") from None
+            raise DamagedData("Stored data is damaged, or was moved to another row; it cannot be decrypted.") from None
 
 
 class Keys:

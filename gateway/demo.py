@@ -242,7 +242,8 @@ def _print_result(conversations: list[Conversation], settings: Settings, console
         console.print(f"  {name:<10} {address}", highlight=False)
     if not complete:
         for conversation in (each for each in conversations if each.missing):
-            console.print(f"[red]missing:[/] {conversation.sample.name}: {', '.join(conversation.missing)}")
+            name, missing = conversation.sample.name, ", ".join(conversation.missing)
+            console.print(Text.assemble(("missing:", "bold red"), f" {name}: {missing}"))
 
 
 def _scores(conversation: Conversation) -> Text:

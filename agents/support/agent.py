@@ -18,14 +18,14 @@ You are the support desk of a kitchenware shop. You help with orders, refunds, p
 """
 
 
-class UnknownOrder(LookupError):  # noqa: N818 - named for what happened, as the message says the rest
+class UnknownOrder(LookupError):
     """No order has this number."""
 
     def __init__(self, order_id: str) -> None:
         super().__init__(f"there is no order {order_id}; order numbers look like A-1001")
 
 
-class CarrierUnavailable(ConnectionError):  # noqa: N818 - as above
+class CarrierUnavailable(ConnectionError):
     """The carrier's tracking service does not answer."""
 
     def __init__(self, carrier: str) -> None:

@@ -130,7 +130,7 @@ _START = r"(?:\b|\\[nrt])"
 # Letters and digits of any script, also escaped as JSON does it.
 _LETTER = r"(?:[\pL\pM\pN]|\\+u[0-9a-fA-F]{4})"
 # What makes the following text a secret: `password=`, `"db_password": `, `my password is `, `<password>`.
-_SECRET_IS = (
+_GIVES_AWAY = (
     r"(?i)(?:passw(?:or)?d|passphrase|pwd|secret(?:[_ -]?(?:access[_ -]?)?key)?|(?:api|private|access)[_ -]?key"
     r"|(?:access|auth|refresh|session|bearer)[_ -]?token)\b[\"'\\]{0,8}\s*(?:is\b\s*:?|[:=]+>?|>)\s*"
 )
@@ -152,9 +152,9 @@ PATTERNS = (
     Pattern("KEY", r"(?i)bearer\s+(?P<value>[A-Za-z0-9._~+/-]{16,}=*)", _secret),
     Pattern("KEY", r"(?i)authorization[\"'\\]{0,8}\s*[:=]\s*[\"'\\]{0,8}(?:[a-z]+\s+)?(?P<value>[^\s\"'\\,;<>]{8,})"),
     Pattern("SECRET", r"://[^\s/:@\"'\\<>]*:(?P<value>[^\s/@\"'\\]+)@", _secret),
-    Pattern("SECRET", _SECRET_IS + r"\\*\"(?P<value>[^\"\\]+)\\*\"", _secret),
-    Pattern("SECRET", _SECRET_IS + r"'(?P<value>[^'\\]+)'", _secret),
-    Pattern("SECRET", _SECRET_IS + r"[\"'\\]{0,8}(?P<value>[^\s\"'\\,;}<>]{4,})", _secret),
+    Pattern("SECRET", _GIVES_AWAY + r"\\*\"(?P<value>[^\"\\]+)\\*\"", _secret),
+    Pattern("SECRET", _GIVES_AWAY + r"'(?P<value>[^'\\]+)'", _secret),
+    Pattern("SECRET", _GIVES_AWAY + r"[\"'\\]{0,8}(?P<value>[^\s\"'\\,;}<>]{4,})", _secret),
     Pattern(
         "EMAIL",
         rf"(?:\\[nrt])?(?P<value>(?:{_LETTER}|[._%+-])+(?:@|%40)(?:{_LETTER}|-)+(?:\.(?:{_LETTER}|-)+)*"
@@ -167,7 +167,9 @@ PATTERNS = (
         _START + r"(?P<value>00 ?[1-9]\d{0,2}[ /.-](?:[ .()/-]{0,2}\d){6,12}|00[1-9]\d{10,13})\b",
         _phone,
     ),
+    Pattern("PHONE", r"(?:^|\\[nrt]|[^\w)])(?P<value>\+[1-9]\d{0,2}[ .-]\d{3}[ .-]\d{4})\b", _phone),
     Pattern("PHONE", r"(?P<value>(?:\(\d{3}\) ?|\b\d{3}[.-])\d{3}[ .-]\d{4})\b", _phone),
+    Pattern("PHONE", r"\b(?P<value>[2-9]\d\d [2-9]\d\d \d{4})\b", _phone),
     Pattern("PHONE", r"\\[nrt](?P<value>\d{3}[.-]\d{3}[ .-]\d{4})\b", _phone),
     Pattern(
         "PHONE",
@@ -217,6 +219,8 @@ class Redactor:
             value: any text.
             scope: what placeholders are comparable within; the session id for traces.
         """
+        if "\0" in value:  # Postgres, and so MLflow, has no text with it
+            value = value.replace("\0", "\ufffd")
         try:
             found = self._any.Match(value)
         except UnicodeEncodeError:  # half a surrogate pair, which nothing that comes after could write down

@@ -24,9 +24,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 def test_everything_killed_and_started_again_keeps_all(tmp_path: Path) -> None:
-    """After a kill -9 of the parent nothing is left running, and a start on the same folder has all data; then
-    Ctrl-C ends everything in order with exit code 0.
-    """
+    """A kill -9 leaves nothing running and loses no data that was stored; Ctrl-C ends everything with exit code 0."""
     gateway = Gateway(tmp_path / "home").start()
     assert answer(gateway, "What is 15% of 240?") == "36"
     eventually(lambda: gateway.states() == {"scored": 1})

@@ -77,7 +77,9 @@ def evaluator(make_settings: Callable[..., Settings], mlflow_uri: str) -> Callab
 async def _present(pool: Pool) -> int:
     """Register an evaluator without its lock: to the claims it is one that has died."""
     async with pool.connection() as connection:
-        cursor = await connection.execute("INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id")
+        cursor = await connection.execute(
+            "INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id"
+        )
         return int((await cursor.fetchone())[0])
 
 
@@ -143,7 +145,9 @@ async def test_a_retriever_stands_below_its_tool(serve, make_settings, evaluator
 
 
 @pytest.mark.parametrize("crashes", [1, 3])
-async def test_a_crash_after_the_write_loses_and_doubles_nothing(serve, make_settings, evaluator, rows, crashes) -> None:
+async def test_a_crash_after_the_write_loses_and_doubles_nothing(
+    serve, make_settings, evaluator, rows, crashes
+) -> None:
     """A batch that MLflow has, but that we did not hear of, is done again and changes nothing there."""
     async with serve(make_settings()) as client:
         answers = await converse(client, "What is the status of order A-1001?", "And of A-1002?")
@@ -264,8 +268,18 @@ async def test_failed_traces_go_into_the_dataset_once_each(serve, make_settings,
 JUDGE_YES = json.dumps({"result": "yes", "rationale": "It is right."})
 
 
+async def test_text_that_postgres_has_no_form_for_is_kept(serve, make_settings, evaluator) -> None:
+    """A NUL character in what a user wrote is replaced in the trace, and the trace is stored."""
+    async with serve(make_settings()) as client:
+        [answer] = await converse(client, "12 + 30\0", agent="math")
+    async with evaluator() as parts:
+        await parts.intake.drain()
+        [trace] = parts.store.read_traces([answer["trace_id"]])
+    assert trace.info.request_preview == "12 + 30\ufffd"
+
+
 async def test_judges_see_this_very_turn(serve, make_settings, evaluator, rows, monkeypatch) -> None:
-    """With a judge model set, MLflow's judges ask it about this turn's tools and text, and their verdicts are logged."""
+    """With a judge model, MLflow's judges ask it about this turn's tools and text, and their verdicts are logged."""
     async with serve(make_settings()) as client:
         [answer] = await converse(client, "What is the status of order A-1001?")
     for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "MLFLOW_GENAI_JUDGE_DEFAULT_MODEL"):
@@ -296,12 +310,19 @@ async def test_a_trace_that_cannot_be_read_is_failed_and_holds_nothing_up(
     settings = make_settings()
     async with serve(settings) as client:
         [broken] = await converse(client, "12 + 30", agent="math")
-        await converse(client, "13 + 30", agent="math")
+        [damaged] = await converse(client, "13 + 30", agent="math")
+        await converse(client, "14 + 30", agent="math")
     rubbish = load_keys(settings).outbox.encrypt(b"rubbish", broken["trace_id"])
-    rows("UPDATE outbox SET payload = %s WHERE trace_id = %s RETURNING 1", rubbish, broken["trace_id"])
+    change = "UPDATE outbox SET payload = %s WHERE trace_id = %s RETURNING 1"
+    rows(change, rubbish, broken["trace_id"])
+    rows(change, rubbish[:-1] + b"x", damaged["trace_id"])
     async with evaluator() as parts:
         await parts.intake.drain()
-    assert sorted(rows("SELECT state, reason FROM runs")) == [("failed", "unreadable: ValidationError"), ("scored", None)]
+    assert set(rows("SELECT state, reason FROM runs")) == {
+        ("failed", "unreadable: ValidationError"),
+        ("failed", "unreadable: DamagedData"),
+        ("scored", None),
+    }
 
 
 async def test_an_evaluator_with_another_key_leaves_the_traces_alone(serve, make_settings, evaluator, rows) -> None:

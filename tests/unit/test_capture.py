@@ -306,9 +306,15 @@ async def test_model_error(run, streamed):
 async def test_fifty_at_once(run, streamed):
     """Fifty runs at once give fifty separate whole trees."""
     runs = [
-        run(calculator(), [asks("add", f'{{"a": {n}, "b": 0}}')], [assistant_message(str(n))], question=str(n), streamed=streamed)
+        run(
+            calculator(),
+            [asks("add", f'{{"a": {n}, "b": 0}}')],
+            [assistant_message(str(n))],
+            question=str(n),
+            streamed=streamed,
+        )
         for n in range(50)
-    ]  # fmt: skip
+    ]
     for number, got in enumerate(await asyncio.gather(*runs)):
         assert is_whole(got)
         assert got.shape() == SHAPE

@@ -153,17 +153,54 @@ def test_refused(body, named):
 
 SEEDS = [
     {"input": "hi", "agent": "math", "session_id": "s-1", "user": "u"},
-    {"input": [HI, {"type": "reasoning", "summary": []},
-               {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
-               {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "2"}]},
-               {"role": "user", "content": [{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": "x"}]}]},
-    {"messages": [{"role": "system", "content": "s"},
-                  {"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "x"}}]},
-                  {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                  {"role": "tool", "tool_call_id": "c1", "content": "2"}]},
-]  # fmt: skip
-JUNK = [None, True, 0, -1.5, 2**70, 1e308, "", " ", "message", "user", "tool", "🙂", [], {}, [[]], [None], {"type": []},
-        {"type": "text"}, {"role": []}, {"url": {}}, {"function": None}, [{"type": "image_url", "image_url": []}]]  # fmt: skip
+    {
+        "input": [
+            HI,
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "2"}]},
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": "x"}],
+            },
+        ]
+    },
+    {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "x"}}],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        ]
+    },
+]
+JUNK = [
+    None,
+    True,
+    0,
+    -1.5,
+    2**70,
+    1e308,
+    "",
+    " ",
+    "message",
+    "user",
+    "tool",
+    "🙂",
+    [],
+    {},
+    [[]],
+    [None],
+    {"type": []},
+    {"type": "text"},
+    {"role": []},
+    {"url": {}},
+    {"function": None},
+    [{"type": "image_url", "image_url": []}],
+]
 
 
 def places(value: object) -> list[tuple[object, object]]:

@@ -208,8 +208,9 @@ def test_share():
     assert first == {subject for subject in subjects if one.draws(b"key", "math", subject)}
     assert abs(len(first) - 5_000) < 250
     assert abs(len(first & second) - 2_500) < 250
-    assert all(returning(None, share=1.0).draws(b"key", "math", subject) for subject in subjects)
-    assert not any(returning(None, share=0.0).draws(b"key", "math", subject) for subject in subjects)
+    everything, nothing = returning(None, share=1.0), returning(None, share=0.0)
+    assert all(everything.draws(b"key", "math", subject) for subject in subjects)
+    assert not any(nothing.draws(b"key", "math", subject) for subject in subjects)
 
 
 def test_agents_of_a_rule():
