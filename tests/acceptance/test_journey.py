@@ -48,7 +48,7 @@ def test_the_whole_journey(gateway: Gateway, judge: Judge) -> None:
     named = [each for each in quality["hour"]["scorers"] if each["scorer"] == "tool_call_correctness"]
     assert [(each["agent"], each["passed"], each["failed"]) for each in named] == [("support", 2, 1)]
     links = {each["trace_id"]: each["mlflow_url"] for each in quality["failures"]}
-    assert links[bad["trace_id"]].startswith(f"{gateway.mlflow.base_url}#/experiments/")
+    assert links[bad["trace_id"]].startswith(f"{gateway.mlflow.base_url}/#/experiments/")
     page = gateway.api.get("/ops").text
     assert bad["trace_id"] in page
     assert "tool_call_correctness" in page
