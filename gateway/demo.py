@@ -128,7 +128,7 @@ def _await_start(process: subprocess.Popen[bytes], client: httpx.Client, console
     with console.status("Starting Postgres, MLflow, web and evaluator …") as status:
         while True:
             if process.poll() is not None:
-                raise ConfigurationError((settings.home / "serve.log").read_text().strip().removeprefix("gateway: "))
+                raise ConfigurationError((settings.home / "serve.log").read_text().rpartition("gateway: ")[2].strip())
             try:
                 health = client.get("/health", timeout=5).json()
             except (httpx.HTTPError, json.JSONDecodeError):

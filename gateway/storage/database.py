@@ -49,6 +49,9 @@ def open_pool(url: str, *, max_size: int, name: str) -> Pool:
         min_size=min(2, max_size),
         max_size=max_size,
         timeout=5.0,
+        # Pauses between attempts to connect double until this is over, then each caller starts anew: with psycopg's
+        # 300 s a database that was away for a minute would be out of reach for another.
+        reconnect_timeout=3.0,
         name=name,
         kwargs={"application_name": f"gateway-{name}"},
         configure=_autocommit,  # not by `kwargs`: Procrastinate passes them on beside an autocommit of its own

@@ -219,6 +219,13 @@ def _unprivileged_account() -> pwd.struct_passwd:
     )
 
 
+_PASS_FOLDERS = (
+    *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
+    # Without it access(2) ignores the capability, and initdb asks by access(2) whether the server is there.
+    *("--securebits", "+no_setuid_fixup"),
+)
+
+
 def _as_account(account: pwd.struct_passwd, command: list[str], folders: list[Path]) -> list[str]:
     """Wrap ``command`` so that it runs as ``account``, can pass the ``folders``, and dies with its parent."""
     setpriv = shutil.which("setpriv")
@@ -229,7 +236,7 @@ def _as_account(account: pwd.struct_passwd, command: list[str], folders: list[Pa
         )
     passable = all(path.stat().st_mode & 0o001 for folder in folders for path in (folder, *folder.parents))
     # Asked for only where it is needed: a container's root often does not have it to give.
-    capability = () if passable else ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
+    capability = () if passable else _PASS_FOLDERS
     return [
         setpriv,
         *("--reuid", str(account.pw_uid), "--regid", str(account.pw_gid), "--clear-groups"),
