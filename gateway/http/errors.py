@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
@@ -9,6 +10,18 @@ from litestar.exceptions import HTTPException
 from gateway.errors import GatewayError
 
 log = structlog.get_logger(__name__)
+
+
+class ErrorBody(msgspec.Struct, omit_defaults=True):
+    """Body of every answer with a status of 400 or more."""
+
+    error_code: str
+    """Stable, for programs."""
+    message: str
+    """What was wrong and what to do next, for people."""
+    trace_id: str | None = None
+    """Trace of the run that failed; ``None`` if none was begun."""
+
 
 _HTTP_CODES = {
     400: "INVALID_PARAMETER_VALUE",
@@ -24,25 +37,25 @@ _HTTP_MESSAGES = {
 }
 
 
-def answer_gateway_error(_request: Request[Any, Any, Any], error: GatewayError) -> Response[dict[str, str]]:
+def answer_gateway_error(_request: Request[Any, Any, Any], error: GatewayError) -> Response[ErrorBody]:
     """Answer an error raised on purpose: its message was written for the client."""
-    body = {"error_code": error.code, "message": str(error)}
-    return Response(body | ({"trace_id": error.trace_id} if error.trace_id else {}), status_code=error.status)
+    return Response(ErrorBody(error.code, str(error), error.trace_id), status_code=error.status)
 
 
-def answer_http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, str]]:
+def answer_http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorBody]:
     """Answer what Litestar itself refuses."""
     status = error.status_code
     code = _HTTP_CODES.get(status, "INTERNAL_ERROR" if status >= 500 else "BAD_REQUEST")
     message = _HTTP_MESSAGES.get(status) or error.detail
-    return Response({"error_code": code, "message": message}, status_code=status, headers=error.headers)
+    return Response(ErrorBody(code, message), status_code=status, headers=error.headers)
 
 
-def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, str]]:
+def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
     """Answer a defect of ours: the log has its stack trace, the client none of it."""
     log.error("unexpected error", path=request.url.path, exc_info=error)
-    body = {"error_code": "INTERNAL_ERROR", "message": "The gateway failed on this request; its log says why."}
-    return Response(body, status_code=500)
+    return Response(
+        ErrorBody("INTERNAL_ERROR", "The gateway failed on this request; its log says why."), status_code=500
+    )
 
 
 HANDLERS: dict[int | type[Exception], Any] = {

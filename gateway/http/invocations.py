@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 
 from gateway.errors import InvalidRequest
+from gateway.http.errors import ErrorBody
 from gateway.runs.runner import AgentRunner, RunRequest, RunResult
 from gateway.tracing import messages
 
@@ -38,13 +39,6 @@ class Invocation(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Id of the conversation to go on with; without it, a new one begins and its id is in the answer."""
     user: _Id | None = None
     """Id of the person on whose behalf the request is made."""
-
-
-class ErrorBody(msgspec.Struct):
-    """Body of every answer with a status of 400 or more."""
-
-    error_code: str
-    message: str
 
 
 _decode = msgspec.json.Decoder(Invocation).decode

@@ -16,7 +16,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import PoolTimeout
 
 from gateway.errors import ServiceUnavailable
-from gateway.http.invocations import ErrorBody
+from gateway.http.errors import ErrorBody
 from gateway.quality.links import MlflowLinks, conversation_url, trace_url
 from gateway.storage.database import Pool
 from gateway.tracing.ledger import FUNNEL, MEANING, State
