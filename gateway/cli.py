@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import uvicorn
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -20,7 +21,7 @@ from gateway import __version__
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.logs import configure_logging
-from gateway.settings import Settings, load_settings
+from gateway.settings import Settings, load_settings, unknown_settings
 from gateway.storage.database import database_url, migrate
 from gateway.tracing.redaction import Redactor
 
@@ -48,6 +49,10 @@ def _prepare() -> Settings:
     """Read the settings and set up logging, which redacts."""
     settings = load_settings()
     configure_logging(settings.log_level, Redactor(load_keys(settings).derive("redaction")).text)
+    if (
+        unknown := unknown_settings()
+    ):  # not refused: an orchestrator sets variables of that prefix for a service so named
+        structlog.get_logger(__name__).warning("these variables are no settings and have no effect", names=unknown)
     return settings
 
 

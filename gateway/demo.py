@@ -5,6 +5,7 @@ MLflow shows their scores and the dataset its rows, and prints what came of each
 HTTP, from the gateway and from MLflow.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -92,7 +93,7 @@ def run_demo(settings: Settings, *, leave: bool) -> int:
         console.print("Serving until Ctrl-C.")
         return process.wait()
     except KeyboardInterrupt:
-        return 0
+        return 130 if leave else 0
     finally:
         _stop(process)
 
@@ -165,7 +166,8 @@ def _send(client: httpx.Client, conversations: list[Conversation], console: Cons
             for text in conversation.sample.turns:
                 body = {"agent": conversation.agent, "messages": [{"role": "user", "content": text}], "user": "demo"}
                 answer = client.post("/invocations", json=body | ({"session_id": session_id} if session_id else {}))
-                answer.raise_for_status()
+                if answer.status_code != httpx.codes.OK:
+                    raise ConfigurationError(f"{conversation.agent} answered {answer.status_code}: {answer.text}")
                 result = answer.json()
                 session_id = result["session_id"]
                 conversation.offline = result["offline"]
@@ -180,9 +182,10 @@ def _await_scores(conversations: list[Conversation], settings: Settings, console
     with _progress(console) as progress, httpx.Client(base_url=str(settings.mlflow_ui), timeout=10) as mlflow:
         task = progress.add_task("Waiting for scores", total=len(conversations))
         while True:
-            collected = _collected(mlflow)
-            for conversation in (each for each in conversations if each.missing):
-                _read(mlflow, conversation, collected)
+            with contextlib.suppress(httpx.HTTPError):  # one slow answer is no reason to give up
+                collected = _collected(mlflow)
+                for conversation in (each for each in conversations if each.missing):
+                    _read(mlflow, conversation, collected)
             waiting = [each for each in conversations if each.missing]
             progress.update(task, completed=len(conversations) - len(waiting))
             if not waiting or time.monotonic() > deadline:

@@ -5,6 +5,7 @@ overridden by the environment variable ``GATEWAY_<NAME>``. ``docs/settings.md`` 
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -40,6 +41,9 @@ MLFLOW_DEFAULTS = {
 """Environment of the processes that run MLflow, unless set otherwise: it calls nobody by itself."""
 
 
+_DATASET_NAME = re.compile(r"[\w .-]{1,200}")
+
+
 class ScorerRule(BaseModel):
     """When one scorer runs live: a ``[scorers.<name>]`` table of ``gateway.toml``."""
 
@@ -58,6 +62,8 @@ class ScorerRule(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
+        if value and not _DATASET_NAME.fullmatch(value):
+            raise ValueError("a dataset's name has letters, digits, blanks, dots, dashes and underscores only")
         return value or None
 
 
@@ -159,6 +165,17 @@ class Settings(BaseSettings):
         toml = TomlConfigSettingsSource(settings_cls, toml_file=config_path())
         return init_settings, env_settings, toml
 
+    @field_validator("database_url")
+    @classmethod
+    def _one_form_of_url(cls, value: SecretStr | None) -> SecretStr | None:
+        """Take the forms that hosts and other libraries give as the one that psycopg takes."""
+        if value is None:
+            return None
+        scheme, separator, rest = value.get_secret_value().partition("://")
+        if scheme not in {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}:
+            raise ValueError("the database is a Postgres: its URL begins with postgresql://")
+        return SecretStr(f"postgresql{separator}{rest}")
+
     @model_validator(mode="after")
     def _model_needs_a_key(self) -> "Settings":
         if self.model and self.openai_api_key is None:
@@ -220,6 +237,18 @@ def _setting_name(location: tuple[int | str, ...]) -> str:
 def reachable_host(host: str) -> str:
     """Return the address by which a local client reaches a server bound to ``host``."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - translated, not bound
+
+
+def sqlalchemy_url(url: str) -> str:
+    """Return a Postgres URL as SQLAlchemy, and so MLflow, takes it for psycopg 3; other URLs as they are."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg{separator}{rest}" if scheme in {"postgres", "postgresql"} else url
+
+
+def unknown_settings() -> list[str]:
+    """Return the variables of the environment that look like settings and are none, in order of name."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {"GATEWAY_CONFIG"}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
 def sibling_database(url: str, name: str) -> str:

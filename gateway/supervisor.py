@@ -10,6 +10,7 @@ next start on the same folder ends what it still finds there.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ import structlog
 
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError
-from gateway.settings import MLFLOW_DEFAULTS, Settings, reachable_host, sibling_database
+from gateway.settings import MLFLOW_DEFAULTS, Settings, reachable_host, sibling_database, sqlalchemy_url
 from gateway.storage.database import create_database, migrate
 from gateway.storage.embedded import EmbeddedPostgres, die_with_parent
 
@@ -37,6 +38,7 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # a child that ran this long before it ended is started again at once
 _BACKLOG = 2048
+_OWN_DEADLINES_S = 15.0  # beyond the grace period: what a process does after it, such as handing over its traces
 
 
 class Child:
@@ -63,6 +65,11 @@ class Child:
         self._started = 0.0
         self._pause_s = _FIRST_PAUSE_S
         self._start_at = 0.0
+
+    @property
+    def role(self) -> str:
+        """Name without a number: children of one role are stopped together."""
+        return self.name.partition("-")[0]
 
     def start(self) -> None:
         """Start the process in a process group of its own, so that Ctrl-C reaches only the supervisor."""
@@ -104,15 +111,19 @@ class Child:
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
         self._process = None
 
-    def stop(self, grace_s: float) -> None:
-        """Ask the process to end, then end it and whatever it started."""
+    def ask_to_stop(self) -> None:
+        """Ask the process to end in its own order."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def await_stop(self, deadline: float) -> None:
+        """Wait for the process until ``deadline`` (monotonic seconds), then end it and whatever it started."""
         if self._process is None:
             return
-        self._process.terminate()
         try:
-            self._process.wait(grace_s)
+            self._process.wait(max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            log.warning("a process did not end in time and is killed", process=self.name, grace_s=grace_s)
+            log.warning("a process did not end in time and is killed", process=self.name)
         self._kill_group()
         self._process.wait()
         self._process = None
@@ -169,10 +180,7 @@ class Supervisor:
         else:
             self._postgres = EmbeddedPostgres(settings.home)
             url = self._postgres.start()
-        try:
-            migrate(url)
-        except Exception as error:
-            raise ConfigurationError(f"The database cannot be brought up to date: {error}") from error
+        migrate(url)
         if settings.runs_own_mlflow:
             create_database(url, "mlflow")
         return url
@@ -210,9 +218,7 @@ class Supervisor:
             **MLFLOW_DEFAULTS,
             **os.environ,
             # In the environment, not on the command line: it holds a password.
-            "MLFLOW_BACKEND_STORE_URI": sibling_database(url, "mlflow").replace(
-                "postgresql:", "postgresql+psycopg:", 1
-            ),
+            "MLFLOW_BACKEND_STORE_URI": sqlalchemy_url(sibling_database(url, "mlflow")),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         # Its log has a line a request, of little use to anyone but MLflow's developers: always a file.
@@ -235,8 +241,13 @@ class Supervisor:
             time.sleep(_POLL_S)
 
     def _stop_all(self) -> None:
-        for child in self._children:
-            child.stop(self._settings.shutdown_grace_s + 5)  # its own deadline comes first
+        for _, group in itertools.groupby(self._children, key=lambda child: child.role):
+            children = list(group)
+            for child in children:
+                child.ask_to_stop()
+            deadline = time.monotonic() + self._settings.shutdown_grace_s + _OWN_DEADLINES_S
+            for child in children:
+                child.await_stop(deadline)
         if self._postgres is not None:
             self._postgres.stop()
         log.info("stopped")

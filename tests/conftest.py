@@ -1,5 +1,6 @@
 """Real parts, shared by the session: a Postgres, an MLflow database in it. Each test gets a database of its own."""
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the developer's own environment out of the tests."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "DATABASE_URL", "GATEWAY_MODEL", "GATEWAY_JUDGE_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name.startswith(("GATEWAY_", "OPENAI_", "MLFLOW_")) or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
     monkeypatch.setenv("GATEWAY_CONFIG", str(ROOT / "gateway.toml"))
 
 

@@ -6,13 +6,14 @@ session's id in the assessment's metadata.
 """
 
 import asyncio
+from concurrent.futures import Executor
 
 import structlog
 from procrastinate import App
 
 from gateway.crypto import Keys
-from gateway.evaluation.records import Connection, collect_failed, mark_logged, save_scores
-from gateway.evaluation.scoring import LiveScorer, Score, score_conversation
+from gateway.evaluation.records import Connection, collect_failed, mark_logged, save_scores, unlogged_scores
+from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_conversation
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
 from gateway.storage.queue import SCORE_CONVERSATION, enqueue_once
@@ -25,12 +26,16 @@ _AT_ONCE = 200  # due conversations that one look takes up; the next look takes 
 class ConversationScoring:
     """Finds the conversations that are due and scores them, one evaluator at a time a conversation."""
 
-    def __init__(self, keys: Keys, pool: Pool, queue: App, store: MlflowStore, scorers: list[LiveScorer]):
+    def __init__(
+        self, keys: Keys, pool: Pool, queue: App, store: MlflowStore, scorers: list[LiveScorer], judges: Executor
+    ):
+        """Take the parts; ``judges`` has the threads that judges may keep waiting."""
         self._share_key = keys.derive("sampling")
         self._pool = pool
         self._queue = queue
         self._store = store
         self._scorers = [live for live in scorers if live.scores_conversations]
+        self._judges = judges
 
     async def enqueue_due(self) -> None:
         """Enqueue a job for each conversation that is due."""
@@ -60,17 +65,24 @@ class ConversationScoring:
         drawn = [live for live in self._scorers if live.draws(self._share_key, agent, session_id)]
         scores: list[Score] = []
         if traces:
+            async with self._pool.connection() as connection:
+                scores = await unlogged_scores(connection, traces[0].info.trace_id, len(traces))
+            asked = {score.scorer for score in scores}  # what an earlier attempt has paid for is not asked again
             results = await asyncio.gather(
-                *(asyncio.to_thread(score_conversation, live, traces, session_id, agent) for live in drawn)
+                *(
+                    in_thread(self._judges, live, score_conversation, traces, session_id, agent)
+                    for live in drawn
+                    if live.name not in asked
+                )
             )
             async with self._pool.connection() as connection:
-                scores = await save_scores(connection, [score for result in results for score in result])
+                scores += await save_scores(connection, [score for result in results for score in result])
                 await self._project(connection, scores)
         async with self._pool.connection() as connection, connection.transaction():
             await mark_logged(connection, scores)
             if traces:
                 await collect_failed(connection, scores, self._scorers, traces[-1].info.trace_id)
-            await connection.execute(_DONE, [len(traces), session_id, last_turn_at])
+            await connection.execute(_DONE, [session_id, last_turn_at])
 
     async def _project(self, connection: Connection, scores: list[Score]) -> None:
         """Write the scores to MLflow, each in place of the one before it."""
@@ -82,8 +94,16 @@ class ConversationScoring:
             await connection.execute("UPDATE scores SET latest = false WHERE score_id = ANY(%s)", [earlier])
 
 
-_DUE = "SELECT session_id FROM conversations WHERE due_at <= now() ORDER BY due_at LIMIT %s"
 # A turn that is still in the outbox belongs to the conversation: it is looked at again when that turn has arrived.
+_DUE = """
+    SELECT session_id FROM conversations
+    WHERE due_at <= now()
+      AND NOT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id)
+                      WHERE runs.session_id = conversations.session_id)
+      AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs
+                      WHERE lock = 'score_conversation:' || conversations.session_id AND status IN ('todo', 'doing'))
+    ORDER BY due_at LIMIT %s
+"""
 _LOOK = """
     SELECT agent, last_turn_at, ARRAY(
         SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
@@ -97,10 +117,10 @@ _EARLIER = """
     ORDER BY turns DESC, created_at DESC
 """
 _DONE = """
-    UPDATE conversations SET due_at = NULL, scored_turns = %s, attempts = 0
+    UPDATE conversations SET due_at = NULL, attempts = 0
     WHERE session_id = %s AND last_turn_at = %s
 """
 _POSTPONE = """
-    UPDATE conversations SET attempts = attempts + 1, due_at = now() + make_interval(secs => least(60, 2 ^ attempts))
+    UPDATE conversations SET attempts = attempts + 1, due_at = now() + make_interval(secs => 2 ^ least(attempts, 6))
     WHERE session_id = %s
 """

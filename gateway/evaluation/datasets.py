@@ -40,8 +40,11 @@ class DatasetFeeder:
             cursor = await connection.execute("SELECT DISTINCT dataset FROM dataset_rows WHERE merged_at IS NULL")
             waiting = [str(row[0]) for row in await cursor.fetchall()]
         for dataset in waiting:
-            while await self._merge(dataset):
-                pass
+            try:
+                while await self._merge(dataset):
+                    pass
+            except Exception:
+                log.exception("a dataset could not be fed; its rows wait", dataset=dataset)
 
     async def _merge(self, dataset: str) -> bool:
         """Merge one batch; return whether there may be more."""

@@ -9,6 +9,7 @@ its run's state; before that everything is done again and changes nothing, since
 """
 
 import asyncio
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +20,15 @@ from psycopg.rows import class_row
 
 from gateway.crypto import Cipher, Keys, WrongKey
 from gateway.evaluation.export import to_mlflow
-from gateway.evaluation.records import Connection, collect_failed, finish_run, mark_logged, save_scores
-from gateway.evaluation.scoring import LiveScorer, Score, score_trace
+from gateway.evaluation.records import (
+    Connection,
+    collect_failed,
+    finish_run,
+    mark_logged,
+    save_scores,
+    unlogged_scores,
+)
+from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_trace
 from gateway.evaluation.store import MlflowStore
 from gateway.settings import Settings
 from gateway.storage.database import Pool
@@ -33,8 +41,8 @@ PRESENCE_LOCK = 0x6167_7465
 """First key of the advisory lock by which an evaluator shows that it is alive; the second is its id."""
 
 _RETRY_AFTER_S = 5.0  # after the first failure; twice as long after each one that follows
-_LONGEST_RETRY_S = 60.0
-_ATTEMPTS = 5  # of a trace that fails where others of its batch succeed
+_DOUBLINGS = 4  # so that it is 80 s at the longest
+_REFUSALS = 5  # failures of one trace while MLflow is well, after which it is given up
 _CLAIM = """
     WITH alive AS (
         SELECT objid::int AS evaluator_id FROM pg_locks
@@ -42,13 +50,15 @@ _CLAIM = """
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())),
     mine AS (
         SELECT trace_id FROM outbox
-        WHERE retry_at <= now() AND (claimed_by IS NULL OR claimed_by NOT IN (SELECT evaluator_id FROM alive))
+        WHERE retry_at <= now()
+          AND (claimed_by IS NULL OR claimed_by = %(me)s OR claimed_by NOT IN (SELECT evaluator_id FROM alive))
         ORDER BY position LIMIT %(count)s FOR UPDATE SKIP LOCKED)
     UPDATE outbox SET claimed_by = %(me)s, attempts = attempts + 1 FROM mine
-    WHERE outbox.trace_id = mine.trace_id RETURNING outbox.trace_id, outbox.payload, outbox.attempts
+    WHERE outbox.trace_id = mine.trace_id
+    RETURNING outbox.trace_id, outbox.payload, outbox.attempts, outbox.refusals
 """
 _RELEASE = """
-    UPDATE outbox SET claimed_by = NULL, retry_at = now() + make_interval(secs => %s)
+    UPDATE outbox SET claimed_by = NULL, refusals = %s, retry_at = now() + make_interval(secs => %s)
     WHERE trace_id = %s AND claimed_by = %s
 """
 
@@ -60,6 +70,8 @@ class _Claimed(NamedTuple):
     payload: bytes
     attempts: int
     """How often it was claimed, this time included."""
+    refusals: int
+    """How often it failed while MLflow was well."""
 
 
 @dataclass
@@ -83,7 +95,9 @@ class TraceIntake:
         store: MlflowStore,
         scorers: list[LiveScorer],
         evaluator_id: int,
+        judges: Executor,
     ):
+        """Take the parts; ``judges`` has the threads that judges may keep waiting."""
         self._settings = settings
         self._cipher: Cipher = keys.outbox
         self._share_key = keys.derive("sampling")
@@ -92,6 +106,7 @@ class TraceIntake:
         self._store = store
         self._scorers = [live for live in scorers if not live.scores_conversations]
         self._evaluator_id = evaluator_id
+        self._judges = judges
 
     async def drain(self) -> None:
         """Work through the outbox until nothing is left that can be claimed."""
@@ -105,23 +120,24 @@ class TraceIntake:
     async def _take_in_singly(self, claimed: list[_Claimed]) -> None:
         """Find out which traces of a batch failed it, so that one does not hold up the others.
 
-        Where none gets through, MLflow is away and nobody is to blame: they wait for it, however long that takes.
+        While MLflow is away nobody is to blame: they wait for it, however long that takes.
         """
-        refused: list[_Claimed] = []
+        failed: list[_Claimed] = []
         for each in claimed:
             try:
                 await self._take_in([each])
             except Exception as error:  # noqa: BLE001 - counted below, with what became of the trace
                 log.error("a trace could not be taken in", trace_id=each.trace_id, error=str(error))
-                refused.append(each)
-        given_up = [each.trace_id for each in refused if each.attempts >= _ATTEMPTS and len(refused) < len(claimed)]
+                failed.append(each)
+        mlflow_is_well = len(failed) < len(claimed) or await asyncio.to_thread(self._store.is_well)
         async with self._pool.connection() as connection, connection.transaction():
-            for each in refused:
-                retry_s = min(_RETRY_AFTER_S * 2 ** (each.attempts - 1), _LONGEST_RETRY_S)
-                await connection.execute(_RELEASE, [retry_s, each.trace_id, self._evaluator_id])
-            for trace_id in given_up:
-                await connection.execute(_FAIL, ["refused by MLflow", trace_id])
-            await connection.execute("DELETE FROM outbox WHERE trace_id = ANY(%s)", [given_up])
+            for each in failed:
+                refusals = each.refusals + mlflow_is_well
+                if refusals >= _REFUSALS:
+                    await connection.execute(_FAIL, ["refused by MLflow", each.trace_id])
+                    await connection.execute("DELETE FROM outbox WHERE trace_id = %s", [each.trace_id])
+                retry_s = _RETRY_AFTER_S * 2 ** min(each.attempts - 1, _DOUBLINGS)
+                await connection.execute(_RELEASE, [refusals, retry_s, each.trace_id, self._evaluator_id])
 
     async def _claim(self) -> list[_Claimed]:
         parameters = {"lock": PRESENCE_LOCK, "count": self._settings.evaluator_batch, "me": self._evaluator_id}
@@ -152,7 +168,7 @@ class TraceIntake:
         """Decode and score a batch. Returns what can go on, and by trace id why the rest never can."""
         works: list[_Work] = []
         broken: dict[str, str] = {}
-        for trace_id, payload, _ in claimed:
+        for trace_id, payload, *_ in claimed:
             try:
                 trace = decode(self._cipher.decrypt(payload, trace_id))
                 entity = to_mlflow(trace, self._store.experiment_id)
@@ -204,10 +220,16 @@ class TraceIntake:
                 await finish_run(connection, trace_id)
             return
         agent = traces[0].info.trace_metadata["gateway.agent"]
-        judges = self._drawn(agent, trace_id, judges=True)
-        results = await asyncio.gather(*(asyncio.to_thread(score_trace, live, traces[0], agent) for live in judges))
         async with self._pool.connection() as connection:
-            scores = await save_scores(connection, [score for result in results for score in result])
+            scores = await unlogged_scores(connection, trace_id)
+        # What an earlier attempt has paid for is not asked again.
+        asked = {score.scorer for score in scores}
+        judges = [live for live in self._drawn(agent, trace_id, judges=True) if live.name not in asked]
+        results = await asyncio.gather(
+            *(in_thread(self._judges, live, score_trace, traces[0], agent) for live in judges)
+        )
+        async with self._pool.connection() as connection:
+            scores += await save_scores(connection, [score for result in results for score in result])
         root = traces[0].data.spans[0].span_id
         for score in scores:
             await asyncio.to_thread(self._store.write_assessment, score.assessment(root))

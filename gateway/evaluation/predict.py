@@ -24,7 +24,6 @@ from gateway.runs.execution import AgentExecutor, answer_text
 from gateway.settings import Settings, load_settings
 from gateway.tracing import messages as chat
 from gateway.tracing.capture import RunCapture, SpanCapture, assemble
-from gateway.tracing.outbox import redact
 from gateway.tracing.redaction import Redactor
 from gateway.tracing.spans import Span, SpanError, Trace
 
@@ -81,16 +80,19 @@ class Predictor:
         )
         run = RunCapture(trace, chat.to_items(messages), sampled=True)
         self._capture.begin(run)
+        failure = None
         with mlflow.start_span(name=trace.agent, span_type=SpanType.AGENT) as root:
             try:
                 yield run
             except RunError as error:
+                failure = error
                 trace.error = SpanError(error.code, str(error.__cause__ or error))
-                raise
-            finally:
-                self._capture.end(run)
-                trace.ended_ns = time.time_ns()
-                _write(redact(assemble(run), self._redactor), root)
+            self._capture.end(run)
+            trace.ended_ns = time.time_ns()
+            _write(self._redactor.trace(assemble(run)), root)
+        if failure is not None:
+            # Behind the span, and without its cause: MLflow writes down what leaves a span, with its whole stack trace.
+            raise type(failure)(str(failure)) from None
 
 
 def predict_fn(
@@ -127,6 +129,7 @@ def _write(trace: Trace, root: Any) -> None:
     """Write the spans of ``trace`` below ``root``, which stands for the trace's own root."""
     root.set_inputs(trace.spans[0].inputs)
     root.set_outputs(trace.spans[0].outputs)
+    _write_error(trace.spans[0].error, root)
     written = {trace.spans[0].span_id: root}
     for span in trace.spans[1:]:
         written[span.span_id] = _write_span(span, written.get(span.parent_id or "", root))
@@ -137,9 +140,13 @@ def _write_span(span: Span, parent: Any) -> Any:
         name=span.name, span_type=span.kind, parent_span=parent, inputs=span.inputs, start_time_ns=span.start_ns
     )
     live.set_attributes({key: value for key, value in span.attributes.items() if value is not None})
-    if span.error:
-        reason = {"exception.type": span.error.type, "exception.message": span.error.message}
-        live.add_event(SpanEvent("exception", attributes=reason, timestamp=span.end_ns))
-    status = SpanStatusCode.ERROR if span.error else SpanStatusCode.OK
-    live.end(outputs=span.outputs, status=status, end_time_ns=span.end_ns)
+    _write_error(span.error, live)
+    live.end(outputs=span.outputs, end_time_ns=span.end_ns)
     return live
+
+
+def _write_error(error: SpanError | None, live: Any) -> None:
+    if error is not None:
+        reason = {"exception.type": error.type, "exception.message": error.message}
+        live.add_event(SpanEvent("exception", attributes=reason))
+    live.set_status(SpanStatusCode.ERROR if error else SpanStatusCode.OK)

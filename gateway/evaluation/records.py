@@ -37,6 +37,23 @@ async def save_scores(connection: Connection, scores: Sequence[Score]) -> list[S
         return await typed.fetchall()
 
 
+async def unlogged_scores(connection: Connection, trace_id: str, turns: int | None = None) -> list[Score]:
+    """Return the scores that are stored and may not be in MLflow yet, as a crash or an outage leaves them.
+
+    Args:
+        connection: to the database.
+        trace_id: the trace that the scores are on.
+        turns: turns of the conversation, for a conversation's scores; ``None`` for a trace's own.
+    """
+    async with connection.cursor(row_factory=class_row(Score)) as cursor:
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM scores "
+            "WHERE trace_id = %s AND turns IS NOT DISTINCT FROM %s AND logged_at IS NULL",
+            [trace_id, turns],
+        )
+        return await cursor.fetchall()
+
+
 def _before_details(score: Score) -> tuple[Any, ...]:
     value = None if score.value is None else Jsonb(score.value)
     identity = (score.score_id, score.trace_id, score.session_id, score.agent, score.scorer, score.scorer_version)

@@ -1,9 +1,13 @@
 """Runs scorers and turns whatever they do into scores: a value, a verdict, or a visible failure, never a crash."""
 
+import asyncio
 import hashlib
+import json
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +130,7 @@ def load_scorers(settings: Settings) -> list[LiveScorer]:
                 raise ConfigurationError(f"{module.__file__}: another file has a scorer named {name} already.")
             if name not in found:  # else this file has imported it
                 found[name] = LiveScorer(scorer, version, settings.scorers.get(name, ScorerRule()))
+    _check_agents(settings)
     if unknown := sorted(set(settings.scorers) - set(found)):
         raise ConfigurationError(
             f"gateway.toml has rules for {', '.join(unknown)}, but {folder} holds no such scorer; it holds "
@@ -134,11 +139,30 @@ def load_scorers(settings: Settings) -> list[LiveScorer]:
     return [each for each in found.values() if each.rule.enabled and (settings.judge_model or not each.is_judge)]
 
 
+def _check_agents(settings: Settings) -> None:
+    """Refuse a rule for an agent that is not there, where the agents are: it would never score anything."""
+    if not settings.agents_dir.is_dir():
+        return
+    known = {path.parent.name for path in settings.agents_dir.glob("*/agent.py")}
+    for name, rule in settings.scorers.items():
+        if unknown := sorted(set(rule.agents or ()) - known):
+            raise ConfigurationError(
+                f"[scorers.{name}] names the agents {', '.join(unknown)}, but {settings.agents_dir} holds "
+                f"{', '.join(sorted(known))}."
+            )
+
+
 def _version(path: Path, judge_model: str | None) -> str:
     digest = hashlib.sha256((judge_model or "").encode())
     for each in (path, *sorted(path.parent.glob("_*.py"))):
         digest.update(each.read_bytes())
     return digest.hexdigest()[:12]
+
+
+async def in_thread(judges: Executor, live: LiveScorer, call: Callable[..., list[Score]], *subject: Any) -> list[Score]:
+    """Run a scorer in a thread. Judges have threads of their own: while one hangs, everything else goes on."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(judges if live.is_judge else None, partial(call, live, *subject))
 
 
 def score_trace(live: LiveScorer, trace: MlflowTrace, agent: str) -> list[Score]:
@@ -177,13 +201,8 @@ def _score(
     session_id: str | None = None,
     turns: int | None = None,
 ) -> list[Score]:
-    try:
-        feedbacks = standardize_scorer_value(live.name, run())
-    except Exception as error:  # noqa: BLE001 - a scorer is anybody's code; its failure is a result
-        log.warning("scorer failed", scorer=live.name, trace_id=trace_id, error=traceback.format_exc(limit=-3))
-        feedbacks = [_failure(live, error)]
-    return [
-        Score(
+    def score(feedback: Feedback) -> Score:
+        return Score(
             score_id=score_id(subject, live, feedback.name),
             trace_id=trace_id,
             session_id=session_id,
@@ -191,17 +210,32 @@ def _score(
             scorer=live.name,
             scorer_version=live.version,
             name=feedback.name,
-            value=feedback.value,
+            value=_storable(feedback.value),
             passed=None if feedback.error else passed(live, feedback.value),
-            rationale=feedback.rationale,
+            rationale=_text(feedback.rationale),
             error=_error_text(feedback),
             source_type=feedback.source.source_type,
             source_id=live.name if feedback.source.source_id == _NO_SOURCE else feedback.source.source_id,
             turns=turns,
-            details={key: str(value) for key, value in (feedback.metadata or {}).items()},
+            details={key: str(_text(str(value))) for key, value in (feedback.metadata or {}).items()},
         )
-        for feedback in _unique(feedbacks)
-    ]
+
+    try:
+        return [score(feedback) for feedback in _unique(standardize_scorer_value(live.name, run()))]
+    except Exception as error:  # noqa: BLE001 - a scorer is anybody's code; its failure is a result
+        log.warning("scorer failed", scorer=live.name, trace_id=trace_id, error=traceback.format_exc(limit=-3))
+        return [score(_failure(live, error))]
+
+
+def _storable(value: Any) -> Any:
+    """Return the value; raise if it is not JSON, as NaN is not: then the scorer has failed."""
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+def _text(text: str | None) -> str | None:
+    """Return a text as Postgres can store it."""
+    return text.replace("\0", "\ufffd") if text else text
 
 
 def _failure(live: LiveScorer, error: Exception) -> Feedback:
@@ -213,7 +247,7 @@ def _failure(live: LiveScorer, error: Exception) -> Feedback:
 def _error_text(feedback: Feedback) -> str | None:
     if feedback.error is None:
         return None
-    return f"{feedback.error.error_code}: {feedback.error.error_message or 'no message'}"
+    return _text(f"{feedback.error.error_code}: {feedback.error.error_message or 'no message'}")
 
 
 def _unique(feedbacks: Iterable[Feedback]) -> list[Feedback]:

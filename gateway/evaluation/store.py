@@ -14,16 +14,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
-from gateway.settings import MLFLOW_DEFAULTS, Settings, sibling_database
+from gateway.settings import MLFLOW_DEFAULTS, Settings, sibling_database, sqlalchemy_url
 
 log = structlog.get_logger(__name__)
 
 
 def tracking_uri(settings: Settings, database_url: str) -> str:
     """Return the tracking URI: the one that is set, or the database ``mlflow`` beside the gateway's own."""
-    uri = settings.mlflow_tracking_uri or sibling_database(database_url, "mlflow")
-    # SQLAlchemy takes a bare `postgresql://` for psycopg 2, which is not what is installed.
-    return uri.replace("postgresql://", "postgresql+psycopg://", 1)
+    return sqlalchemy_url(settings.mlflow_tracking_uri or sibling_database(database_url, "mlflow"))
 
 
 def configure_mlflow(settings: Settings, uri: str) -> None:
@@ -58,6 +56,14 @@ class MlflowStore:
                 if found is None:
                     raise
         return str(found.experiment_id)
+
+    def is_well(self) -> bool:
+        """Whether MLflow answers at all."""
+        try:
+            self._store.get_experiment(self.experiment_id)
+        except Exception:  # noqa: BLE001 - whatever it is, it does not answer
+            return False
+        return True
 
     def write_traces(self, traces: list[MlflowTrace]) -> None:
         """Write traces with the assessments they carry. Written again, they change nothing.

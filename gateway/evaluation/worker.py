@@ -8,14 +8,16 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import psycopg
 import structlog
 from mlflow.store.db.utils import _get_latest_schema_revision
 from procrastinate import App, PsycopgConnector, RetryStrategy
-from procrastinate.exceptions import UniqueViolation
+from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.jobs import Status
 
 from gateway.crypto import Keys, load_keys
@@ -30,7 +32,6 @@ from gateway.storage.queue import (
     DRAIN_OUTBOX,
     JUDGE_TRACE,
     JUDGING_QUEUE,
-    RETRY_STALLED,
     SCORE_CONVERSATION,
     TRACES_QUEUE,
     enqueue_once,
@@ -62,10 +63,10 @@ class Evaluator:
         """Work until cancelled, then finish the running jobs within the grace period."""
         async with self._presence() as (presence, evaluator_id):
             await self._queue.open_async(self._pool)
-            self._intake = TraceIntake(
-                self._settings, self._keys, self._pool, self._queue, self._store, self._scorers, evaluator_id
-            )
-            self._conversations = ConversationScoring(self._keys, self._pool, self._queue, self._store, self._scorers)
+            parts = (self._keys, self._pool, self._queue, self._store, self._scorers)
+            judges = ThreadPoolExecutor(self._settings.judge_concurrency, thread_name_prefix="judge")
+            self._intake = TraceIntake(self._settings, *parts, evaluator_id, judges)
+            self._conversations = ConversationScoring(*parts, judges)
             self._datasets = DatasetFeeder(self._pool, self._store)
             self._register_tasks()
             log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._scorers])
@@ -116,8 +117,14 @@ class Evaluator:
         raise RuntimeError(f"the worker of queue {queue} stopped by itself; its log line says why")
 
     async def _look_around(self) -> None:
+        """Find work that nobody told us of. Not by jobs: under load those would wait behind what they are to free."""
+        looked_after_dead = 0.0
         while True:
             try:
+                if time.monotonic() - looked_after_dead > _STALLED_AFTER_S:
+                    looked_after_dead = time.monotonic()
+                    await self._retry_stalled()
+                    await self._intake.resume_pending()
                 async with self._pool.connection() as connection:
                     cursor = await connection.execute("SELECT EXISTS (SELECT 1 FROM outbox WHERE retry_at <= now())")
                     if await cursor.fetchone() == (True,):
@@ -144,12 +151,6 @@ class Evaluator:
         async def score_conversation(session_id: str) -> None:
             await self._conversations.score(session_id)
 
-        @queue.periodic(cron="*/10 * * * * *")
-        @queue.task(name=RETRY_STALLED.task, queue=RETRY_STALLED.queue, queueing_lock=RETRY_STALLED.task)
-        async def retry_stalled(timestamp: int) -> None:  # noqa: ARG001 - given by Procrastinate
-            await self._retry_stalled()
-            await self._intake.resume_pending()
-
     async def _retry_stalled(self) -> None:
         """Free the jobs of workers that died: Procrastinate notices them, and leaves them to us."""
         manager = self._queue.job_manager
@@ -159,6 +160,8 @@ class Evaluator:
                 await manager.retry_job(job)
             except UniqueViolation:  # the same work waits already; this one only stands in its way
                 await manager.finish_job(job, Status.FAILED, delete_job=True)
+            except ConnectorException as error:  # another evaluator was faster
+                log.info("a job of a dead worker was taken over already", job=job.call_string, error=repr(error))
 
 
 async def run_evaluator(settings: Settings) -> None:

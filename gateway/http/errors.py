@@ -7,7 +7,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, RequestError, RunError, ServiceUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +37,10 @@ _HTTP_MESSAGES = {
 }
 
 
-def answer_gateway_error(_request: Request[Any, Any, Any], error: GatewayError) -> Response[ErrorBody]:
-    """Answer an error raised on purpose: its message was written for the client."""
+def answer_gateway_error(request: Request[Any, Any, Any], error: GatewayError) -> Response[ErrorBody]:
+    """Answer an error raised on purpose: its message was written for the client, or else for the log."""
+    if not isinstance(error, RequestError | RunError | ServiceUnavailable):
+        return answer_unexpected_error(request, error)
     return Response(ErrorBody(error.code, str(error), error.trace_id), status_code=error.status)
 
 
@@ -53,9 +55,9 @@ def answer_http_error(_request: Request[Any, Any, Any], error: HTTPException) ->
 def answer_unexpected_error(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
     """Answer a defect of ours: the log has its stack trace, the client none of it."""
     log.error("unexpected error", path=request.url.path, exc_info=error)
-    return Response(
-        ErrorBody("INTERNAL_ERROR", "The gateway failed on this request; its log says why."), status_code=500
-    )
+    trace_id = error.trace_id if isinstance(error, GatewayError) else None
+    body = ErrorBody("INTERNAL_ERROR", "The gateway failed on this request; its log says why.", trace_id)
+    return Response(body, status_code=500)
 
 
 HANDLERS: dict[int | type[Exception], Any] = {

@@ -10,7 +10,6 @@ import msgspec
 import psycopg
 from litestar import Request, Response, get
 from litestar.datastructures import State
-from psycopg_pool import PoolTimeout
 
 from gateway import __version__
 from gateway.plugins import AgentPlugin
@@ -58,14 +57,14 @@ class HealthChecker:
     async def _database(self) -> Part:
         try:
             await self._query("SELECT 1")
-        except (psycopg.Error, PoolTimeout, TimeoutError) as error:
+        except (psycopg.Error, TimeoutError) as error:
             return Part("down", f"no answer from Postgres ({type(error).__name__}); runs cannot keep their sessions")
         return Part("ok")
 
     async def _evaluator(self) -> Part:
         try:
             row = await self._query("SELECT extract(epoch FROM now() - max(heartbeat_at))::float8 FROM evaluators")
-        except (psycopg.Error, PoolTimeout, TimeoutError):
+        except (psycopg.Error, TimeoutError):
             return Part("degraded", "unknown while the database is away")
         age_s = row[0] if row else None
         if age_s is None:
@@ -78,7 +77,7 @@ class HealthChecker:
         statement = "SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM outbox"
         try:
             row = await self._query(statement)
-        except (psycopg.Error, PoolTimeout, TimeoutError):
+        except (psycopg.Error, TimeoutError):
             return Part("degraded", f"{self._outbox.waiting} traces wait in memory for the database")
         waiting, lag_s = row or (0, None)
         if lag_s is not None and lag_s > _LAG_LATE_S:

@@ -9,7 +9,6 @@ from typing import Any
 import psycopg
 import structlog
 from agents import Usage
-from psycopg_pool import PoolTimeout
 
 from gateway.crypto import Keys
 from gateway.errors import GatewayError, RunTimeout, ServiceUnavailable, SessionBusy
@@ -79,6 +78,13 @@ class AgentRunner:
         self._capture = capture
         self._outbox = outbox
         self._redactor = redactor
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no run is under way, cancelled ones included: until then traces are still to come."""
+        await self._idle.wait()
 
     async def run(self, request: RunRequest) -> RunResult:
         """Run the agent and return its answer.
@@ -130,6 +136,8 @@ class AgentRunner:
         sampled = keep_session(self._sampling_key, stored_id, self._sample_rate)
         run = RunCapture(trace, request.items, sampled=sampled)
         self._capture.begin(run)
+        self._running += 1
+        self._idle.clear()
         return run
 
     def _finish(self, run: RunCapture, error: SpanError | None) -> None:
@@ -137,20 +145,28 @@ class AgentRunner:
         run.trace.ended_ns = time.time_ns()
         run.trace.error = error
         self._outbox.offer(run)
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
     async def _answer(self, plugin: AgentPlugin, request: RunRequest, run: RunCapture) -> tuple[list[Any], Usage]:
         """Take the session's turn, run, commit; return the new items and the usage."""
         waiting = True
         limit = f"{self._timeout_s:g} s"
         try:
-            async with asyncio.timeout(self._timeout_s), self._sessions.turn(run.trace.session_id) as turn:
+            async with (
+                asyncio.timeout(self._timeout_s) as deadline,
+                self._sessions.turn(run.trace.session_id) as turn,
+            ):
                 waiting = False
                 result = await self._executor.execute(plugin, turn.history + request.items, run)
-                items = result.to_input_list()
+                # Not `result.to_input_list()`: a handoff may have rewritten the history that it begins with.
+                output = [item.to_input_item() for item in result.new_items]
                 run.answer = answer_text(result.final_output)
-                await self._sessions.commit(turn, items[len(turn.history) :])
-                return items[len(turn.history) + len(request.items) :], result.context_wrapper.usage
-        except (psycopg.OperationalError, PoolTimeout) as error:
+                deadline.reschedule(None)  # the run is done: a turn that is stored must not be answered as too late
+                await self._sessions.commit(turn, request.items + output)
+                return output, result.context_wrapper.usage
+        except psycopg.OperationalError as error:
             log.error("database away", error=str(error))
             raise ServiceUnavailable(
                 "The gateway cannot reach its database, so it cannot load or keep the session. Try again shortly."

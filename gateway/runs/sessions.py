@@ -13,10 +13,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import psycopg
+import structlog
 
 from gateway.crypto import Cipher
 from gateway.errors import SessionBusy
 from gateway.storage.database import Pool
+
+log = structlog.get_logger(__name__)
 
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 0.25
@@ -59,9 +63,10 @@ class SessionStore:
         On leaving without `commit`, the session is as it was before.
         """
         owner = uuid.uuid4().hex
-        turns = await self._take(session_id, owner)
         turn = None
         try:
+            # Inside, since a cancelled statement may have taken the turn before its answer was read.
+            turns = await self._take(session_id, owner)
             turn = Turn(session_id, turns + 1, owner, await self._read(session_id, turns))
             yield turn
         finally:
@@ -108,8 +113,11 @@ class SessionStore:
         return items
 
     async def _give_back(self, session_id: str, owner: str) -> None:
-        async with self._pool.connection() as connection:
-            await connection.execute(_GIVE_BACK, {"session": session_id, "owner": owner})
+        try:
+            async with self._pool.connection() as connection:
+                await connection.execute(_GIVE_BACK, {"session": session_id, "owner": owner})
+        except psycopg.OperationalError as error:  # what the run ended with matters more to its client
+            log.warning("a session's turn could not be given back; it is free when its time is over", error=str(error))
 
 
 _TAKE = """

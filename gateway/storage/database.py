@@ -1,6 +1,5 @@
 """Connections and migrations."""
 
-import os
 from pathlib import Path
 
 import psycopg
@@ -8,10 +7,10 @@ from alembic import command
 from alembic.config import Config
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from gateway.errors import ConfigurationError
-from gateway.settings import Settings
+from gateway.settings import Settings, sqlalchemy_url
 from gateway.storage.embedded import running_url
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]]
@@ -65,8 +64,12 @@ async def _autocommit(connection: psycopg.AsyncConnection[tuple[object, ...]]) -
 
 
 def migrate(url: str) -> None:
-    """Bring the database to the newest revision; safe to call from several processes at once."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    """Bring the database to the newest revision; safe to call from several processes at once.
+
+    Raises:
+        ConfigurationError: the database cannot be reached.
+    """
+    engine = create_engine(sqlalchemy_url(url))
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -75,6 +78,8 @@ def migrate(url: str) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
+    except OperationalError as error:
+        raise ConfigurationError(f"The database cannot be reached: {str(error.orig).strip()}") from None
     finally:
         engine.dispose()  # ends the connection, and with it the advisory lock
 
@@ -101,8 +106,3 @@ def create_database(url: str, name: str) -> None:
                     f"MLflow needs a database of its own and this Postgres user may not create one. Create database "
                     f"{name} beside the gateway's, or set GATEWAY_MLFLOW_TRACKING_URI."
                 ) from None
-
-
-def process_name() -> str:
-    """Return a name of this process that no other running process of the deployment has."""
-    return f"{os.uname().nodename}:{os.getpid()}"

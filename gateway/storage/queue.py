@@ -25,7 +25,6 @@ class Job(NamedTuple):
 DRAIN_OUTBOX = Job("drain_outbox", TRACES_QUEUE)
 JUDGE_TRACE = Job("judge_trace", JUDGING_QUEUE)
 SCORE_CONVERSATION = Job("score_conversation", JUDGING_QUEUE)
-RETRY_STALLED = Job("retry_stalled", TRACES_QUEUE)
 
 
 async def open_queue(pool: Pool) -> App:
@@ -43,6 +42,10 @@ async def enqueue_once(app: App, job: Job, subject: str = "", **arguments: str) 
     """
     key = f"{job.task}:{subject}"
     lock = key if subject else None
+    # A look first: what the constraint refuses is an error in Postgres' log, and most calls come while a job waits.
+    waiting = "SELECT count(*) AS jobs FROM procrastinate_jobs WHERE queueing_lock = %(key)s AND status = 'todo'"
+    if (await app.connector.execute_query_one_async(waiting, key=key))["jobs"]:
+        return False
     try:
         await app.configure_task(job.task, queue=job.queue, queueing_lock=key, lock=lock).defer_async(**arguments)
     except AlreadyEnqueued:

@@ -13,6 +13,7 @@ Procrastinate keeps its own tables beside them. All times are ``timestamptz``.
 """
 
 from datetime import datetime
+from typing import Literal, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -70,7 +71,7 @@ session_turns = Table(
     _time("created_at"),
 )
 
-RUN_STATES = (
+RunState = Literal[
     "pending",
     "scored",
     "not_selected",
@@ -80,7 +81,8 @@ RUN_STATES = (
     "dropped",
     "failed",
     "erased",
-)
+]
+RUN_STATES: tuple[str, ...] = get_args(RunState)
 
 runs = Table(
     "runs",
@@ -123,7 +125,8 @@ outbox = Table(
     Column("payload", LargeBinary, nullable=False, comment="redacted, encrypted trace (gateway.tracing.spans)"),
     # The evaluator that works on it. A claim counts only while that evaluator holds its advisory lock.
     Column("claimed_by", Integer),
-    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="claims"),
+    Column("refusals", Integer, nullable=False, server_default="0", comment="failures while MLflow was well"),
     _time("retry_at"),
     _time("created_at"),
     Index("ix_outbox_position", "position"),
@@ -134,7 +137,6 @@ conversations = Table(
     metadata,
     Column("session_id", Text, primary_key=True),
     Column("agent", Text, nullable=False),
-    Column("scored_turns", Integer, nullable=False, server_default="0"),
     _time("last_turn_at", default_now=False),
     # When it counts as ended and is to be scored; NULL: nothing new since it was scored.
     _time("due_at", nullable=True),
@@ -168,7 +170,6 @@ scores = Table(
     Index("ix_scores_trace_id", "trace_id"),
     Index("ix_scores_created_at", "created_at"),
     Index("ix_scores_session_id", "session_id"),
-    Index("ix_scores_unlogged", "created_at", postgresql_where=text("logged_at IS NULL")),
 )
 
 dataset_rows = Table(

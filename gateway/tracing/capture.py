@@ -3,7 +3,7 @@
 `SpanCapture` is the SDK's tracing processor: it sees every span of every run in this process and files it with its
 run. It keeps references only; turning them into MLflow's shapes is done later, off the request's way (`assemble`).
 
-What makes the tree clean: the SDK's task and turn spans are switched off (`gateway.runs.runner`), its span of the
+What makes the tree clean: the SDK's task and turn spans are switched off (`gateway.runs.execution`), its span of the
 agent that the run started with becomes the root, and the spans below it move up to the root.
 """
 

@@ -4,19 +4,9 @@
 reason in ``run_drops`` and belongs to ``dropped``.
 """
 
-from typing import Literal
+from gateway.storage.schema import RunState
 
-State = Literal[
-    "pending",
-    "scored",
-    "not_selected",
-    "sampled_out",
-    "budget_skipped",
-    "redaction_blocked",
-    "dropped",
-    "failed",
-    "erased",
-]
+State = RunState
 
 MEANING: dict[State, str] = {
     "pending": "on its way to MLflow and the scorers",

@@ -51,6 +51,7 @@ class OutboxWriter:
         self._drops: Counter[tuple[str, str]] = Counter()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -59,7 +60,10 @@ class OutboxWriter:
         return len(self._buffer)
 
     def offer(self, run: RunCapture) -> bool:
-        """Take a finished run without waiting; ``False``, and counted, if the buffer is full."""
+        """Take a finished run without waiting; ``False``, and counted or logged, if it cannot be kept."""
+        if self._stopped:
+            log.error("a trace was lost: its run ended after the hand-over had stopped", trace_id=run.trace.trace_id)
+            return False
         if len(self._buffer) >= self._buffer_count:
             self._drops[run.trace.agent, "buffer_full"] += 1
             return False
@@ -81,6 +85,8 @@ class OutboxWriter:
             await asyncio.wait_for(self._task, deadline_s)
         except TimeoutError:
             log.error("traces lost at shutdown: the database did not take them in time", lost=len(self._buffer))
+        finally:
+            self._stopped = True
 
     async def _run(self) -> None:
         while True:
@@ -121,7 +127,7 @@ class OutboxWriter:
                 prepared.append(Prepared(trace, "sampled_out", None))
                 continue
             try:
-                encoded = encode(redact(assemble(run), self._redactor))
+                encoded = encode(self._redactor.trace(assemble(run)))
                 payload = self._cipher.encrypt(encoded, trace.trace_id)
                 prepared.append(Prepared(trace, "pending", payload))
             except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
@@ -154,18 +160,3 @@ def _run_row(item: Prepared) -> tuple[object, ...]:
     status = "error" if trace.error else "ok"
     facts = (trace.trace_id, trace.agent, trace.agent_version, trace.session_id, status, trace.offline)
     return (*facts, item.state, trace.inclusion_probability, trace.started_ns / 1e9, trace.duration_ms)
-
-
-def redact(trace: Trace, redactor: Redactor) -> Trace:
-    """Redact everything in the trace that came from people, models or tools, in place, and return it."""
-    scope = trace.session_id
-    for span in trace.spans:
-        span.name = redactor.text(span.name, scope)
-        span.inputs = redactor.value(span.inputs, scope)
-        span.outputs = redactor.value(span.outputs, scope)
-        span.attributes = redactor.value(span.attributes, scope)
-        if span.error:
-            span.error.message = redactor.text(span.error.message, scope)
-    if trace.error:
-        trace.error.message = redactor.text(trace.error.message, scope)
-    return trace

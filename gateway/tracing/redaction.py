@@ -19,6 +19,7 @@ import msgspec
 import re2
 
 from gateway.crypto import keyed_hash
+from gateway.tracing.spans import Trace
 
 PLACEHOLDER = re.compile(r"<[A-Z]+:[a-z2-7]{4}>")
 
@@ -65,6 +66,7 @@ _CARD_NUMBER = re.compile(
 _DIGITS = re.compile(r"[0-9]+")
 _FIRST_GROUP = re.compile(r"(?<![0-9])[2-6][0-9]{3,}")
 _MAX_CARD_DIGITS = 19
+_LEAST_CARD = 1e12
 _MAX_CARD_CHARACTERS = 24  # 19 digits in five groups, and one more that tells that it goes on
 
 
@@ -134,7 +136,7 @@ _GIVES_AWAY = (
     r"(?i)(?:passw(?:or)?d|passphrase|pwd|secret(?:[_ -]?(?:access[_ -]?)?key)?|(?:api|private|access)[_ -]?key"
     r"|(?:access|auth|refresh|session|bearer)[_ -]?token)\b[\"'\\]{0,8}\s*(?:is\b\s*:?|[:=]+>?|>)\s*"
 )
-_PHONE_SAYS = r"(?i)\b(?:phone|mobile|cell|tel|telephone|call me|fax)(?:\b|_)"
+_PHONE_SAYS = r"(?i)\b(?:phone|mobile|cell|tel|telephone|call me|reach me|contact me|my number|fax)(?:\b|_)"
 
 PATTERNS = (
     Pattern(
@@ -239,8 +241,10 @@ class Redactor:
         """
         if isinstance(value, str):
             return self.text(value, scope)
-        if value is None or isinstance(value, bool | float):
+        if value is None or isinstance(value, bool):
             return value
+        if isinstance(value, float):
+            return self.value(int(value), scope) if value.is_integer() and value > _LEAST_CARD else value
         if isinstance(value, int):
             is_card = 0 < value < 10**_MAX_CARD_DIGITS and is_card_number(str(value))
             return self._placeholder("CARD", str(value), scope) if is_card else value
@@ -249,6 +253,20 @@ class Redactor:
         if isinstance(value, list | tuple | set | frozenset):
             return [self.value(item, scope) for item in value]
         return self.value(_plain(value), scope)
+
+    def trace(self, trace: Trace) -> Trace:
+        """Redact everything in the trace that came from people, models or tools, in place, and return it."""
+        scope = trace.session_id
+        for span in trace.spans:
+            span.name = self.text(span.name, scope)
+            span.inputs = self.value(span.inputs, scope)
+            span.outputs = self.value(span.outputs, scope)
+            span.attributes = self.value(span.attributes, scope)
+            if span.error:
+                span.error.message = self.text(span.error.message, scope)
+        if trace.error:
+            trace.error.message = self.text(trace.error.message, scope)
+        return trace
 
     def identifier(self, value: str, kind: str) -> str:
         """Return an id that may be stored: itself, or a hash keyed for the whole deployment if it is personal.

@@ -37,6 +37,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def outside() -> dict[str, str]:
+    """Return the environment without what would configure a gateway."""
+    ours = ("DATABASE_URL", "GATEWAY_", "MLFLOW_", "OPENAI_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 class Gateway:
     """A running `gateway serve`."""
 
@@ -44,7 +50,7 @@ class Gateway:
         self.home = home
         self.port, self.mlflow_port = free_port(), free_port()
         self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "GATEWAY_"))},
+            **outside(),
             "GATEWAY_HOME": str(home),
             "GATEWAY_PORT": str(self.port),
             "GATEWAY_MLFLOW_PORT": str(self.mlflow_port),

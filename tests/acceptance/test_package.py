@@ -1,7 +1,6 @@
 """What `pip install agent-gateway` gives, without extras, in an environment of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import httpx
 import psycopg
 import pytest
 
-from .conftest import ROOT, eventually, free_port
+from .conftest import ROOT, eventually, free_port, outside
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +57,9 @@ def web(environment: Path, tmp_path: Path, database_url: str) -> Iterator[httpx.
     assert "not empty" in run(environment, "gateway", "init", project, cwd=tmp_path).stderr
     port = str(free_port())
     settings = {"GATEWAY_PORT": port, "GATEWAY_DATABASE_URL": database_url}
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OPENAI_"))}
     with (tmp_path / "web.log").open("wb") as log:
         process = subprocess.Popen(
-            [environment / "bin" / "gateway", "web"], cwd=project, env=outside | settings, stdout=log, stderr=log
+            [environment / "bin" / "gateway", "web"], cwd=project, env=outside() | settings, stdout=log, stderr=log
         )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
 

@@ -1,6 +1,5 @@
 """Start and stop: what is kept, what is left behind, and what is said when it cannot start."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from .conftest import ROOT, Gateway, eventually, free_port
+from .conftest import ROOT, Gateway, eventually, free_port, outside
 
 
 def answer(gateway: Gateway, text: str) -> str:
@@ -59,7 +58,7 @@ def _words(process: psutil.Process) -> set[str]:
 
 def start_and_fail(home: Path, **settings: str) -> str:
     """Start a gateway that cannot start and return what it says."""
-    environment = {**os.environ, "GATEWAY_HOME": str(home), "GATEWAY_PORT": str(free_port()), **settings}
+    environment = {**outside(), "GATEWAY_HOME": str(home), "GATEWAY_PORT": str(free_port()), **settings}
     command = [sys.executable, "-m", "gateway", "serve"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,12 +65,13 @@ def evaluator(make_settings: Callable[..., Settings], mlflow_uri: str) -> Callab
         async with open_pool(settings.database_url.get_secret_value(), max_size=8, name="test") as pool:
             evaluator_id = await _present(pool)
             queue = await open_queue(pool)
-            yield Parts(
-                TraceIntake(settings, keys, pool, queue, store, scorers, evaluator_id),
-                ConversationScoring(keys, pool, queue, store, scorers),
-                DatasetFeeder(pool, store),
-                store,
-            )
+            with ThreadPoolExecutor(4) as judges:
+                yield Parts(
+                    TraceIntake(settings, keys, pool, queue, store, scorers, evaluator_id, judges),
+                    ConversationScoring(keys, pool, queue, store, scorers, judges),
+                    DatasetFeeder(pool, store),
+                    store,
+                )
 
     return opened
 
@@ -156,7 +158,7 @@ async def test_a_crash_after_the_write_loses_and_doubles_nothing(
         parts.store.away = True
         for attempt in range(1, crashes + 1):
             await parts.intake.drain()
-            assert rows("SELECT claimed_by, attempts FROM outbox") == [(None, attempt)] * 2
+            assert rows("SELECT claimed_by, attempts, refusals FROM outbox") == [(None, attempt, attempt)] * 2
             rows("UPDATE outbox SET retry_at = now() RETURNING 1")
         parts.store.away = False
         await parts.intake.drain()
@@ -177,10 +179,10 @@ async def test_a_trace_that_mlflow_refuses_holds_up_no_other(serve, make_setting
     async with evaluator(CrashingStore) as parts:
         parts.store.refused = bad["trace_id"]
         await parts.intake.drain()
-        assert rows("SELECT trace_id, attempts FROM outbox WHERE retry_at > now()") == [(bad["trace_id"], 1)]
+        assert rows("SELECT trace_id, refusals FROM outbox WHERE retry_at > now()") == [(bad["trace_id"], 1)]
         async with serve(make_settings()) as client:
             await converse(client, "14 + 30", agent="math")
-        rows("UPDATE outbox SET retry_at = now(), attempts = 4 WHERE attempts = 1 RETURNING 1")
+        rows("UPDATE outbox SET retry_at = now(), refusals = 4 WHERE refusals = 1 RETURNING 1")
         await parts.intake.drain()
         assert len(parts.store.read_traces([answer["trace_id"] for answer in good])) == 2
     assert rows("SELECT count(*) FROM outbox") == [(0,)]
@@ -217,7 +219,7 @@ async def test_a_conversation_is_scored_on_its_first_trace(serve, make_settings,
     assert "errors_resolved" not in assessments(second)
     [on_session] = [each for each in first.info.assessments if each.name == "errors_resolved"]
     assert on_session.metadata["mlflow.trace.session"] == answers[0]["session_id"]
-    assert rows("SELECT due_at, scored_turns FROM conversations") == [(None, 2)]
+    assert rows("SELECT due_at, attempts FROM conversations") == [(None, 0)]
 
 
 async def test_a_conversation_that_goes_on_is_scored_again(serve, make_settings, evaluator, rows) -> None:

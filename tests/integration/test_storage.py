@@ -92,8 +92,9 @@ async def test_the_database_away_is_said_and_survived(
             while await (await look.execute("SELECT count(*) FROM runs")).fetchone() == (0,):  # noqa: ASYNC110 - another loop writes it
                 await asyncio.sleep(0.02)
         await asyncio.to_thread(postgres.stop)
-        refused = [await client.post("/invocations", json=body) for _ in range(3)]
-        health = await client.get("/health")
+        *refused, health = await asyncio.gather(
+            *(client.post("/invocations", json=body) for _ in range(3)), client.get("/health")
+        )
         await asyncio.to_thread(postgres.start)
         answer = await client.post("/invocations", json=body)
     assert {each.status_code for each in refused} == {503}

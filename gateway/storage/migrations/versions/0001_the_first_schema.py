@@ -18,7 +18,6 @@ def upgrade() -> None:
         "conversations",
         sa.Column("session_id", sa.Text(), nullable=False),
         sa.Column("agent", sa.Text(), nullable=False),
-        sa.Column("scored_turns", sa.Integer(), server_default="0", nullable=False),
         sa.Column("last_turn_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
@@ -115,9 +114,6 @@ def upgrade() -> None:
     op.create_index("ix_scores_created_at", "scores", ["created_at"], unique=False)
     op.create_index("ix_scores_session_id", "scores", ["session_id"], unique=False)
     op.create_index("ix_scores_trace_id", "scores", ["trace_id"], unique=False)
-    op.create_index(
-        "ix_scores_unlogged", "scores", ["created_at"], unique=False, postgresql_where=sa.text("logged_at IS NULL")
-    )
     op.create_table(
         "sessions",
         sa.Column("session_id", sa.Text(), nullable=False),
@@ -135,7 +131,10 @@ def upgrade() -> None:
             "payload", sa.LargeBinary(), nullable=False, comment="redacted, encrypted trace (gateway.tracing.spans)"
         ),
         sa.Column("claimed_by", sa.Integer(), nullable=True),
-        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False, comment="claims"),
+        sa.Column(
+            "refusals", sa.Integer(), server_default="0", nullable=False, comment="failures while MLflow was well"
+        ),
         sa.Column("retry_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(
