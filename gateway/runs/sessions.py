@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 0.25
+_GIVE_BACK_WAIT_S = 1.0  # with the database away the client is waiting for its 503
 
 
 class Turn:
@@ -114,7 +115,7 @@ class SessionStore:
 
     async def _give_back(self, session_id: str, owner: str) -> None:
         try:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(timeout=_GIVE_BACK_WAIT_S) as connection:
                 await connection.execute(_GIVE_BACK, {"session": session_id, "owner": owner})
         except psycopg.OperationalError as error:  # what the run ended with matters more to its client
             log.warning("a session's turn could not be given back; it is free when its time is over", error=str(error))

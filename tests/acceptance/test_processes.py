@@ -1,12 +1,16 @@
 """Start and stop: what is kept, what is left behind, and what is said when it cannot start."""
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
+import psycopg
+import pytest
 
 from .conftest import ROOT, Gateway, eventually, free_port, outside
 
@@ -54,6 +58,54 @@ def test_everything_killed_and_started_again_keeps_all(tmp_path: Path) -> None:
 
 def _words(process: psutil.Process) -> set[str]:
     return {Path(word).name for word in process.cmdline()[:5]}
+
+
+SLEEPER = """
+import asyncio
+from agents import Agent, function_tool
+
+@function_tool
+async def wait() -> str:
+    "Wait."
+    await asyncio.Event().wait()
+    return ""
+
+agent = Agent(name="sleeper", tools=[wait])
+"""
+OFFLINE = "from gateway.runs.offline import Call, OfflineModel\nmodel = OfflineModel(lambda view: Call('wait'))\n"
+
+
+def test_a_run_that_the_stop_cuts_off_is_in_the_ledger(tmp_path: Path, database_url: str) -> None:
+    """A run beyond the grace period of SIGTERM is cancelled, handed over as such, and its session is free."""
+    folder = tmp_path / "agents" / "sleeper"
+    folder.mkdir(parents=True)
+    (folder / "agent.py").write_text(SLEEPER)
+    (folder / "offline.py").write_text(OFFLINE)
+    port = free_port()
+    settings = {
+        "GATEWAY_HOME": str(tmp_path / "home"),
+        "GATEWAY_AGENTS_DIR": str(tmp_path / "agents"),
+        "GATEWAY_DATABASE_URL": database_url,
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_SHUTDOWN_GRACE_S": "1",
+    }
+    process = subprocess.Popen([sys.executable, "-m", "gateway", "web"], cwd=ROOT, env=outside() | settings)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client, psycopg.connect(database_url) as connection:
+        connection.autocommit = True
+
+        def listens() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return client.get("/ping").status_code == 200
+            return False
+
+        eventually(listens)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/invocations", json={"input": "go", "session_id": "cut"}, timeout=0.5)
+        assert connection.execute("SELECT turn_owner IS NOT NULL FROM sessions").fetchall() == [(True,)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert connection.execute("SELECT status, state FROM runs").fetchall() == [("error", "pending")]
+        assert connection.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
 
 
 def start_and_fail(home: Path, **settings: str) -> str:

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from gateway.crypto import load_keys
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, ModelFailed
 from gateway.evaluation.conversations import ConversationScoring
 from gateway.evaluation.datasets import DatasetFeeder
 from gateway.evaluation.intake import PRESENCE_LOCK, TraceIntake
@@ -21,7 +21,7 @@ from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.settings import Settings
 from gateway.storage.database import Pool, open_pool
 from gateway.storage.queue import open_queue
-from gateway.testing import ScriptedOpenAI
+from gateway.testing import HttpError, ScriptedOpenAI
 
 
 class Parts:
@@ -368,6 +368,26 @@ def test_the_golden_set_passes_offline(make_settings, mlflow_uri, monkeypatch, a
     assert result.metrics["exact_match/mean"] == 1.0
     assert result.metrics["no_tool_errors/mean"] == 1.0
     assert result.metrics["valid_tool_arguments/mean"] == 1.0
+
+
+def test_a_run_that_fails_offline_leaves_no_personal_text(make_settings, mlflow_uri, tmp_path) -> None:
+    """When the model refuses a row with what the user wrote, neither the trace nor the error has it."""
+    (tmp_path / "agents" / "plain").mkdir(parents=True)
+    (tmp_path / "agents" / "plain" / "agent.py").write_text("from agents import Agent\nagent = Agent(name='plain')\n")
+    configure_mlflow(make_settings(), mlflow_uri)
+    mlflow.set_tracking_uri(mlflow_uri)
+    mlflow.set_experiment(f"failing-{uuid.uuid4().hex[:6]}")
+    with ScriptedOpenAI(lambda _body: HttpError(400, "bob@example.com is not welcome")) as model:
+        overrides = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": model.url, "model": "scripted-1"}
+        predict = predict_fn("plain", settings=make_settings(agents_dir=tmp_path / "agents", **overrides))
+        with pytest.raises(ModelFailed) as raised:
+            predict([{"role": "user", "content": "I am bob@example.com"}])
+    mlflow.flush_trace_async_logging()
+    [trace] = mlflow.search_traces(return_type="list")
+    assert "bob@example.com" not in trace.to_json() + str(raised.value)
+    assert raised.value.__cause__ is None
+    assert trace.info.state == "ERROR"
+    assert "<EMAIL:" in trace.to_json()
 
 
 def test_a_rule_for_no_scorer_is_refused(make_settings) -> None:

@@ -212,6 +212,28 @@ async def test_a_first_run_that_fails_leaves_no_session(serve, make_settings, ad
     assert rows("SELECT count(*) FROM sessions") == [(0,)]
 
 
+async def test_a_handoff_that_rewrites_the_history_keeps_the_turn(serve, make_settings, tmp_path) -> None:
+    """Where a handoff filters what the next agent sees, the answer is whole and the next turn sees this one."""
+    folder = tmp_path / "agents" / "desk"
+    folder.mkdir(parents=True)
+    (folder / "agent.py").write_text(
+        "from agents import Agent, handoff\nfrom agents.extensions import handoff_filters\n"
+        "closer = Agent(name='closer')\n"
+        "agent = Agent(name='desk', handoffs=[handoff(closer, input_filter=handoff_filters.remove_all_tools)])\n"
+    )
+    (folder / "offline.py").write_text(
+        "import itertools\nfrom gateway.runs.offline import Call, OfflineModel\ncalls = itertools.count()\n"
+        "def decide(view):\n"
+        "    return Call('transfer_to_closer') if next(calls) % 2 == 0 else ' '.join(view.user_texts)\n"
+        "model = OfflineModel(decide)\n"
+    )
+    async with serve(make_settings(agents_dir=tmp_path / "agents")) as client:
+        first = (await client.post("/invocations", json=ask("one", session_id="s"))).json()
+        second = (await client.post("/invocations", json=ask("two", session_id="s"))).json()
+    assert first["output"][-1]["content"][0]["text"] == "one"
+    assert second["output"][-1]["content"][0]["text"] == "one two"
+
+
 async def test_a_run_that_takes_too_long_is_ended(serve, make_settings, tmp_path, rows) -> None:
     """A run beyond its time is answered with 504, and its session is free and unchanged."""
     folder = tmp_path / "agents" / "sleeper"

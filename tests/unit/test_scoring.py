@@ -299,3 +299,16 @@ def test_no_folder(tmp_path):
     """A missing folder is named, with the ways out."""
     with pytest.raises(ConfigurationError, match=r"no scorers folder .*GATEWAY_SCORERS_DIR"):
         load_scorers(Settings(scorers_dir=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "a text that the rule below cannot compare"])
+def test_a_value_that_cannot_be_judged_or_stored_is_a_failure(turn, value) -> None:
+    """A value that is no JSON, or that the scorer's own rule chokes on, becomes a failed score, not an exception."""
+
+    @scorer(pass_if=lambda given: given >= 0.8)
+    def odd(trace):
+        return value
+
+    [score] = score_trace(LiveScorer(odd, "v1", ScorerRule()), turn, "math")
+    assert (score.value, score.passed) == (None, None)
+    assert score.error
