@@ -63,6 +63,10 @@ _RELEASE = """
 """
 
 
+class _NotStoredError(Exception):
+    """MLflow did not take a batch."""
+
+
 class _Claimed(NamedTuple):
     """A row of the outbox that is ours to work on."""
 
@@ -120,19 +124,20 @@ class TraceIntake:
     async def _take_in_singly(self, claimed: list[_Claimed]) -> None:
         """Find out which traces of a batch failed it, so that one does not hold up the others.
 
-        While MLflow is away nobody is to blame: they wait for it, however long that takes.
+        A trace is to blame only where MLflow does not take it and is well: while MLflow or the database is away, or
+        the key is wrong, all wait for however long that takes.
         """
-        failed: list[_Claimed] = []
+        failed: list[tuple[_Claimed, bool]] = []
         for each in claimed:
             try:
                 await self._take_in([each])
             except Exception as error:  # noqa: BLE001 - counted below, with what became of the trace
                 log.error("a trace could not be taken in", trace_id=each.trace_id, error=str(error))
-                failed.append(each)
+                failed.append((each, isinstance(error, _NotStoredError)))
         mlflow_is_well = len(failed) < len(claimed) or await asyncio.to_thread(self._store.is_well)
         async with self._pool.connection() as connection, connection.transaction():
-            for each in failed:
-                refusals = each.refusals + mlflow_is_well
+            for each, not_stored in failed:
+                refusals = each.refusals + (not_stored and mlflow_is_well)
                 if refusals >= _REFUSALS:
                     await connection.execute(_FAIL, ["refused by MLflow", each.trace_id])
                     await connection.execute("DELETE FROM outbox WHERE trace_id = %s", [each.trace_id])
@@ -150,7 +155,10 @@ class TraceIntake:
         async with self._pool.connection() as connection:
             for work in works:
                 work.scores = await save_scores(connection, work.scores)
-        await asyncio.to_thread(self._write_batch, works)
+        try:
+            await asyncio.to_thread(self._write_batch, works)
+        except Exception as error:
+            raise _NotStoredError(f"{type(error).__name__}: {error}") from error
         judged = {
             work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
         }
