@@ -1,6 +1,7 @@
 """The ``gateway`` command."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -105,6 +106,9 @@ def worker() -> None:
     settings = _prepare()
     migrate(database_url(settings))
     asyncio.run(run_evaluator(settings))
+    # All that matters is stored. A judge that hangs is a thread that nothing can stop, and Python would wait for it.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @app.command

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -153,11 +154,24 @@ async def test_every_run_has_one_row_in_the_ledger(serve, make_settings, rows) -
 
 
 @pytest.fixture
-def adder(tmp_path: Path) -> Path:
+def agents_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write an agents folder with one agent, and return it."""
+
+    def write(name: str, agent: str, offline: str | None = None) -> Path:
+        folder = tmp_path / "agents" / name
+        folder.mkdir(parents=True)
+        (folder / "agent.py").write_text(dedent(agent))
+        if offline:
+            (folder / "offline.py").write_text(dedent(offline))
+        return folder.parent
+
+    return write
+
+
+@pytest.fixture
+def adder(agents_folder: Callable[..., Path]) -> Path:
     """An agents folder with one agent that has no offline model."""
-    (tmp_path / "agents" / "adder").mkdir(parents=True)
-    (tmp_path / "agents" / "adder" / "agent.py").write_text(MATH_PLUGIN)
-    return tmp_path / "agents"
+    return agents_folder("adder", MATH_PLUGIN)
 
 
 @pytest.mark.parametrize("api", ["responses", "chat_completions"])
@@ -212,41 +226,60 @@ async def test_a_first_run_that_fails_leaves_no_session(serve, make_settings, ad
     assert rows("SELECT count(*) FROM sessions") == [(0,)]
 
 
-async def test_a_handoff_that_rewrites_the_history_keeps_the_turn(serve, make_settings, tmp_path) -> None:
+async def test_a_handoff_that_rewrites_the_history_keeps_the_turn(serve, make_settings, agents_folder) -> None:
     """Where a handoff filters what the next agent sees, the answer is whole and the next turn sees this one."""
-    folder = tmp_path / "agents" / "desk"
-    folder.mkdir(parents=True)
-    (folder / "agent.py").write_text(
-        "from agents import Agent, handoff\nfrom agents.extensions import handoff_filters\n"
-        "closer = Agent(name='closer')\n"
-        "agent = Agent(name='desk', handoffs=[handoff(closer, input_filter=handoff_filters.remove_all_tools)])\n"
+    agents = agents_folder(
+        "desk",
+        """
+        from agents import Agent, handoff
+        from agents.extensions import handoff_filters
+
+        closer = Agent(name="closer")
+        agent = Agent(name="desk", handoffs=[handoff(closer, input_filter=handoff_filters.remove_all_tools)])
+        """,
+        """
+        import itertools
+
+        from gateway.runs.offline import Call, OfflineModel
+
+        calls = itertools.count()
+
+        def decide(view):
+            return Call("transfer_to_closer") if next(calls) % 2 == 0 else " ".join(view.user_texts)
+
+        model = OfflineModel(decide)
+        """,
     )
-    (folder / "offline.py").write_text(
-        "import itertools\nfrom gateway.runs.offline import Call, OfflineModel\ncalls = itertools.count()\n"
-        "def decide(view):\n"
-        "    return Call('transfer_to_closer') if next(calls) % 2 == 0 else ' '.join(view.user_texts)\n"
-        "model = OfflineModel(decide)\n"
-    )
-    async with serve(make_settings(agents_dir=tmp_path / "agents")) as client:
+    async with serve(make_settings(agents_dir=agents)) as client:
         first = (await client.post("/invocations", json=ask("one", session_id="s"))).json()
         second = (await client.post("/invocations", json=ask("two", session_id="s"))).json()
     assert first["output"][-1]["content"][0]["text"] == "one"
     assert second["output"][-1]["content"][0]["text"] == "one two"
 
 
-async def test_a_run_that_takes_too_long_is_ended(serve, make_settings, tmp_path, rows) -> None:
+async def test_a_run_that_takes_too_long_is_ended(serve, make_settings, agents_folder, rows) -> None:
     """A run beyond its time is answered with 504, and its session is free and unchanged."""
-    folder = tmp_path / "agents" / "sleeper"
-    folder.mkdir(parents=True)
-    (folder / "agent.py").write_text(
-        "import asyncio\nfrom agents import Agent, function_tool\n"
-        "@function_tool\nasync def wait() -> str:\n    'Wait.'\n    await asyncio.Event().wait()\n    return ''\n"
-        "agent = Agent(name='sleeper', tools=[wait])\n"
+    agents = agents_folder(
+        "sleeper",
+        """
+        import asyncio
+        from agents import Agent, function_tool
+
+        @function_tool
+        async def wait() -> str:
+            "Wait."
+            await asyncio.Event().wait()
+            return ""
+
+        agent = Agent(name="sleeper", tools=[wait])
+        """,
+        """
+        from gateway.runs.offline import Call, OfflineModel
+
+        model = OfflineModel(lambda view: Call("wait"))
+        """,
     )
-    (folder / "offline.py").write_text(
-        "from gateway.runs.offline import Call, OfflineModel\nmodel = OfflineModel(lambda view: Call('wait'))\n"
-    )
-    settings = make_settings(agents_dir=tmp_path / "agents", run_timeout_s=0.3)
+    settings = make_settings(agents_dir=agents, run_timeout_s=0.3)
     async with serve(settings) as client:
         answer = await client.post("/invocations", json=ask("go", session_id="s"))
     assert (answer.status_code, answer.json()["error_code"]) == (504, "RUN_TIMEOUT")
