@@ -7,12 +7,16 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from gateway.settings import Settings, sibling_database
 from gateway.storage.database import create_database, migrate
 from gateway.storage.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parent.parent
+
+# Without this, structlog draws every stack trace with all its variables, which takes a second each.
+structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])
 
 
 @pytest.fixture(autouse=True)

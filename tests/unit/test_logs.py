@@ -15,11 +15,11 @@ from gateway.tracing.redaction import Redactor
 def _configured() -> Iterator[None]:
     """Logging as a process of the gateway sets it up; put back afterwards."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, config = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**config)
 
 
 @pytest.mark.usefixtures("_configured")
