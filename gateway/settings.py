@@ -76,9 +76,9 @@ class Settings(BaseSettings):
 
     # Where it runs
     host: str = "127.0.0.1"
-    """Address that the web process and the MLflow server bind. Loopback, since there are no API keys yet."""
+    """Address that the web process and the MLflow server bind. Loopback: nobody else gets in before there are keys."""
     port: int = Field(default=8000, ge=1, le=65535)
-    """TCP port of the HTTP API."""
+    """TCP port of the HTTP API. Amazon's AgentCore and SageMaker want 8080."""
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     """TCP port of the MLflow server that `gateway serve` runs."""
     home: Path = Path(".gateway")
@@ -112,6 +112,33 @@ class Settings(BaseSettings):
     history_turns: int = Field(default=20, ge=0)
     """Earlier turns of the session that the model sees, whole turns only. 20 keeps a prompt's cost bounded."""
 
+    session_policy: Literal["enqueue", "reject", "interrupt"] = "enqueue"
+    """What a request does while another has its session's turn: wait in order, be refused (409), or end the other."""
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+    """What becomes of a run whose client is gone: it stops at once, or it finishes and its turn is kept."""
+    stream_keepalive_s: float = Field(default=15.0, gt=0)
+    """Seconds of silence after which a stream sends a comment. Proxies commonly cut connections idle for 30 or 60."""
+
+    # Who may call, and how much
+    allow_anonymous: bool = False
+    """Serve requests without an API key, also on an address that others can reach."""
+    api_key: SecretStr | None = None
+    """Key that `gateway demo` and the load test call the API with. ``None``: none is sent."""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests a minute of one API key, over all web processes. ``None``: no limit; keys may have their own."""
+    key_concurrency: int | None = Field(default=None, ge=1)
+    """Requests of one API key at once, over all web processes. ``None``: no limit; keys may have their own."""
+    max_concurrent_runs: int = Field(default=1000, ge=1)
+    """Runs under way in one web process, waiting ones included; beyond it, 503. A run holds about 1 MB."""
+    max_body_bytes: int = Field(default=10_000_000, ge=1000)
+    """Bytes of a request's body; beyond it, 413. Room for some images."""
+    max_input_items: int = Field(default=1000, ge=1)
+    """Items, messages or rows of one request. More takes a model's context several times over."""
+    batch_concurrency: int = Field(default=8, ge=1)
+    """Rows of one request that run at once: a batch must not take the whole process."""
+    idempotency_hours: float = Field(default=24.0, gt=0)
+    """Hours for which the answer to an ``Idempotency-Key`` is kept: what clients of payment APIs are used to."""
+
     # Where it keeps things
     database_url: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("GATEWAY_DATABASE_URL", "DATABASE_URL", "database_url")
@@ -119,8 +146,11 @@ class Settings(BaseSettings):
     """Postgres URL of the database ``gateway``. ``None``: the embedded Postgres."""
     database_pool_size: int = Field(default=10, ge=2)
     """Connections that one process keeps at the most. A run holds one for milliseconds, never while a model thinks."""
-    secret_key: SecretStr | None = Field(default=None, min_length=16)
-    """Key material for encryption and keyed hashes, 16 characters or more. ``None``: generated once in the home."""
+    secret_key: SecretStr | None = None
+    """Key material for encryption and keyed hashes: one secret of 16 characters or more, or several with commas between
+    them, of which the first writes and all read. ``None``: generated once in the home."""
+    retention_days: float = Field(default=30.0, gt=0)
+    """Days after its last use that a session is deleted, with its stored responses and paused runs."""
 
     # Tracing
     sample_rate: float = Field(default=1.0, ge=0.0, le=1.0)

@@ -1,6 +1,14 @@
 """The tables of database ``gateway``.
 
+``web_processes``                 which web processes live, shown by an advisory lock each
+``api_keys``                      who may call the API; hashes, never keys
+``key_budgets``, ``key_slots``    what is left of a key's requests a minute, and who holds its slots
 ``sessions``, ``session_turns``   conversation memory: encrypted, a row a turn
+``session_waiters``               requests that wait for a session's turn, in order
+``responses``                     stored answers of the Responses API: encrypted
+``paused_runs``, ``approvals``    runs that wait for a person's decision: encrypted, each used once
+``idempotency_keys``              answers that are given again for the same key: encrypted
+``erasures``, ``erased_sessions`` what was asked to be forgotten, and what was removed
 ``runs``                          the ledger: one row a run, its state, never its text
 ``run_drops``                     runs of which not even a row could be kept, counted
 ``outbox``                        finished traces (redacted, encrypted) on their way to MLflow
@@ -28,6 +36,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     func,
@@ -51,15 +60,75 @@ def _time(name: str, *, nullable: bool = False, default_now: bool = True) -> Col
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=server_default)
 
 
+ANONYMOUS = "anonymous"
+"""Stands for the key of requests that came without one."""
+
+
+def _key_id() -> Column[str]:
+    """Return the column of the API key that a row belongs to."""
+    return Column("key_id", Text, nullable=False, server_default=ANONYMOUS)
+
+
+web_processes = Table(
+    "web_processes",
+    metadata,
+    Column("process_id", Integer, Identity(), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    _time("started_at"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False, comment="SHA-256 of the key, which has 256 random bits"),
+    Column("scopes", JSONB, nullable=False, comment="list of invoke, feedback, ops, admin"),
+    Column("agents", JSONB, comment="list of the agents that it may use; NULL: all"),
+    Column("requests_per_minute", Integer, comment="NULL: what the setting says"),
+    Column("concurrency", Integer, comment="NULL: what the setting says"),
+    _time("created_at"),
+    _time("expires_at", nullable=True),
+    _time("revoked_at", nullable=True),
+)
+
+key_budgets = Table(
+    "key_budgets",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("tokens", Double, nullable=False, comment="requests that nobody has leased yet"),
+    _time("refilled_at"),
+)
+
+key_slots = Table(
+    "key_slots",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("process_id", Integer, primary_key=True),
+    Column("slots", Integer, nullable=False),
+    _time("leased_until", default_now=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,
     Column("session_id", Text, primary_key=True),
+    _key_id(),
+    Column("user_id", Text, comment="NULL: no request of the session named one"),
+    Column("forked_from", Text, comment="the session whose turns its first ones are copies of"),
     Column("turns", Integer, nullable=False, server_default="0"),
     # Who holds the session's turn, and until when at the latest: a crashed web process must not keep it forever.
     Column("turn_owner", Text),
+    Column("turn_process", Integer),
     _time("turn_until", nullable=True),
+    Column("interrupted", Boolean, nullable=False, server_default=text("false"), comment="the owner is to stop"),
     _time("created_at"),
+    _time("used_at"),
+    _time("ended_at", nullable=True),
+    Index("ix_sessions_user_id", "user_id"),
+    Index("ix_sessions_used_at", "used_at"),
+    Index("ix_sessions_forked_from", "forked_from"),
 )
 
 session_turns = Table(
@@ -68,7 +137,106 @@ session_turns = Table(
     Column("session_id", Text, ForeignKey("sessions.session_id", ondelete="CASCADE"), primary_key=True),
     Column("turn", Integer, primary_key=True),
     Column("items", LargeBinary, nullable=False, comment="encrypted JSON list of Responses items"),
+    Column("trace_id", Text, comment="NULL: stored by an earlier version"),
+    Column(
+        "continues",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="answers tool calls or approvals of the turn before: the two are never cut apart",
+    ),
     _time("created_at"),
+)
+
+session_waiters = Table(
+    "session_waiters",
+    metadata,
+    Column("ticket", BigInteger, Identity(), primary_key=True),
+    Column("session_id", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    _time("waiting_until", default_now=False),
+    Index("ix_session_waiters_session_id", "session_id", "ticket"),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("response_id", Text, primary_key=True),
+    _key_id(),
+    Column("session_id", Text, nullable=False),
+    Column("turn", Integer, comment="turn of the session that it is the answer of; NULL: the turn was not kept"),
+    Column("user_id", Text),
+    Column("status", Text, nullable=False, comment="queued, in_progress, completed, failed or cancelled"),
+    Column("process_id", Integer, comment="web process that runs it in the background"),
+    Column("body", LargeBinary, nullable=False, comment="encrypted JSON of the response"),
+    Column("input", LargeBinary, nullable=False, comment="encrypted JSON list of the request's items"),
+    _time("created_at"),
+    Index("ix_responses_session_id", "session_id"),
+    Index("ix_responses_user_id", "user_id"),
+    Index("ix_responses_created_at", "created_at"),
+)
+
+paused_runs = Table(
+    "paused_runs",
+    metadata,
+    Column("trace_id", Text, primary_key=True, comment="of the run that paused"),
+    Column("session_id", Text, ForeignKey("sessions.session_id", ondelete="CASCADE"), nullable=False),
+    Column("turn", Integer, nullable=False, comment="turn of the session that the run has left open"),
+    Column("agent", Text, nullable=False),
+    Column("snapshot", LargeBinary, nullable=False, comment="encrypted JSON of the SDK's run state"),
+    _time("created_at"),
+    Index("ix_paused_runs_session_id", "session_id"),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("approval_id", Text, primary_key=True),
+    Column("session_id", Text, ForeignKey("sessions.session_id", ondelete="CASCADE"), nullable=False),
+    Column("trace_id", Text, nullable=False, comment="of the run that paused"),
+    Column("call_id", Text, nullable=False),
+    # Kept when the paused run is gone, so that a second answer is told from an unknown one.
+    Column("used", Boolean, nullable=False, server_default=text("false")),
+    _time("created_at"),
+    Index("ix_approvals_session_id", "session_id"),
+    Index("ix_approvals_trace_id", "trace_id"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _key_id(),
+    Column("idempotency_key", LargeBinary, nullable=False, comment="keyed hash of what the client sent"),
+    Column("request_hash", LargeBinary, nullable=False, comment="keyed hash of method, path and body"),
+    Column("owner", Text, nullable=False, comment="the request that runs, or ran, it"),
+    Column("process_id", Integer, nullable=False, comment="web process of the owner"),
+    Column("session_id", Text, comment="session of the answer; NULL while there is none"),
+    Column("answer", LargeBinary, comment="encrypted status, headers and body; NULL while it is under way"),
+    _time("created_at"),
+    _time("expires_at", default_now=False),
+    PrimaryKeyConstraint("key_id", "idempotency_key"),
+    Index("ix_idempotency_keys_expires_at", "expires_at"),
+    Index("ix_idempotency_keys_session_id", "session_id"),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("erasure_id", Text, primary_key=True),
+    Column("sessions", JSONB, nullable=False, comment="ids of the sessions that were forgotten"),
+    Column("trace_ids", JSONB, nullable=False, comment="traces that are to be removed from MLflow"),
+    Column("removed", JSONB, nullable=False, comment="what was removed so far, by kind"),
+    _time("requested_at"),
+    _time("done_at", nullable=True),
+    Index("ix_erasures_requested_at", "requested_at"),
+)
+
+# A run that ends after its session was forgotten is caught by this on its way into the ledger.
+erased_sessions = Table(
+    "erased_sessions",
+    metadata,
+    Column("session_id", Text, primary_key=True),
+    _time("erased_at"),
 )
 
 RunState = Literal[
@@ -91,6 +259,8 @@ runs = Table(
     Column("agent", Text, nullable=False),
     Column("agent_version", Text, nullable=False),
     Column("session_id", Text, nullable=False),
+    Column("user_id", Text),
+    _key_id(),
     Column("status", Text, nullable=False, comment="ok or error: how the run ended for the client"),
     Column("offline", Boolean, nullable=False, comment="an offline model answered"),
     Column("state", Text, nullable=False),
@@ -103,6 +273,7 @@ runs = Table(
     CheckConstraint(f"state IN ({', '.join(repr(state) for state in RUN_STATES)})", name="state"),
     Index("ix_runs_started_at", "started_at"),
     Index("ix_runs_session", "session_id", "started_at"),
+    Index("ix_runs_user_id", "user_id"),
     Index("ix_runs_pending", "updated_at", postgresql_where=text("state = 'pending'")),
 )
 
