@@ -3,9 +3,11 @@
 # Everything in one container: embedded Postgres, MLflow, web and evaluator.
 #
 #   docker build -t agent-gateway .
+#   docker run --rm -v gateway:/var/lib/gateway agent-gateway gateway keys create my-app
 #   docker run --init -p 127.0.0.1:8000:8000 -p 127.0.0.1:5000:5000 -v gateway:/var/lib/gateway agent-gateway
 #
-# There are no API keys yet: publish the ports on loopback, or behind a proxy that authenticates.
+# The first command prints an API key: without one the second refuses to start, unless it gets -e
+# GATEWAY_ALLOW_ANONYMOUS=1. MLflow knows no keys: publish its port, 5000, on loopback only.
 #
 # With a Postgres of your own, pass -e GATEWAY_DATABASE_URL=postgresql://user:password@host/gateway: the embedded one is
 # not started then. MLflow keeps its data in database `mlflow` on the same server. The volume still holds the secret key
@@ -37,7 +39,8 @@ COPY gateway.toml ./
 
 USER gateway
 ENV GATEWAY_HOME=/var/lib/gateway \
-    GATEWAY_HOST=0.0.0.0
+    GATEWAY_HOST=0.0.0.0 \
+    GATEWAY_MLFLOW_HOST=0.0.0.0
 VOLUME /var/lib/gateway
 EXPOSE 8000 5000
 # 30 s: MLflow makes its tables on the first start.

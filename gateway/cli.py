@@ -1,21 +1,25 @@
 """The ``gateway`` command."""
 
 import asyncio
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
+import psycopg
 import structlog
 import uvicorn
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from gateway import __version__
@@ -23,11 +27,20 @@ from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.logs import configure_logging
 from gateway.settings import Settings, load_settings, unknown_settings
+from gateway.storage.api_keys import SCOPES, ApiKey, check_open, create_key, list_keys, revoke_key
 from gateway.storage.database import database_url, migrate
+from gateway.storage.embedded import EmbeddedPostgres, running_url
 from gateway.tracing.redaction import Redactor
 
 app = App(name="gateway", version=__version__, help="Serve tool-calling agents over HTTP, and grade the live traffic.")
-_problems = Console(stderr=True)
+keys = App(name="keys", help="Make, list and revoke API keys.")
+app.command(keys)
+
+T = TypeVar("T")
+
+_notes = Console(stderr=True)
+_LONGEST_DAYS = 36_500
+_RUNS_SHARE = 0.9  # of the grace period; the rest is for telling clients that their runs were ended
 
 
 def main() -> None:
@@ -42,7 +55,7 @@ def _messages() -> Iterator[None]:
         yield
     except GatewayError as error:
         # Not as markup: a message may hold brackets, as `agent-gateway[all]` does.
-        _problems.print(Text.assemble(("gateway:", "bold red"), f" {error}"), soft_wrap=True)
+        _notes.print(Text.assemble(("gateway:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
 
 
@@ -72,24 +85,32 @@ def serve(*, logs_to_files: bool = False) -> None:
 @app.command
 def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
     """Run one web process on the database that is set or embedded."""
-    from gateway.app import create_app  # noqa: PLC0415 - the SDK takes a second to import; `--help` need not wait
+    from gateway.app import Server, create_app  # noqa: PLC0415 - the SDK takes a second to import; `--help` need not wait
 
     settings = _prepare()
-    migrate(database_url(settings))
+    url = database_url(settings)
+    migrate(url)
+    if check_open(settings, url):
+        structlog.get_logger(__name__).warning(
+            "no API key was ever made: everyone who reaches this address may do everything, and that is everyone on "
+            "this machine at least; `gateway keys create` makes a key and ends that",
+            host=settings.host,
+        )
+    served = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        served,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,  # a line a request costs as much as serving a small one; the ledger has them all
         server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
     for each in (signal.SIGTERM, signal.SIGINT):
         # Uvicorn raises the signal once more when it has stopped in order: that is a good end, with exit code 0.
         signal.signal(each, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets)
+    Server(config, served, grace_s=settings.shutdown_grace_s * _RUNS_SHARE).run(sockets)
 
 
 @app.command
@@ -139,3 +160,117 @@ def init(folder: Path) -> None:
         shutil.copytree(source / each, folder / each, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(source / "gateway.toml", folder)
     Console().print(f"Wrote a starter project to {folder}. Next: cd {folder} && gateway serve", markup=False)
+
+
+@keys.command
+def create(
+    name: str,
+    *,
+    scope: Annotated[list[str] | None, Parameter(negative="")] = None,
+    agent: Annotated[list[str] | None, Parameter(negative="")] = None,
+    expires_days: float | None = None,
+    requests_per_minute: int | None = None,
+    concurrency: int | None = None,
+) -> None:
+    """Make an API key and print it, this once: `KEY=$(gateway keys create app)`.
+
+    Args:
+        name: What the key is called in lists and messages.
+        scope: What it is for: invoke, feedback, ops or admin, which is all of them. Give it once for each; invoke and
+            feedback if left out.
+        agent: An agent that it may use. Give it once for each; all if left out.
+        expires_days: Days after which it is no longer valid; never if left out.
+        requests_per_minute: Its limit over all web processes; GATEWAY_KEY_REQUESTS_PER_MINUTE if left out.
+        concurrency: Its requests at once over all web processes; GATEWAY_KEY_CONCURRENCY if left out.
+    """
+    settings = _prepare()
+    scopes = scope or ["invoke", "feedback"]
+    _check_known("scope", scopes, list(SCOPES))
+    if agent:
+        _check_known("agent", agent, sorted(path.parent.name for path in settings.agents_dir.glob("*/agent.py")))
+    for option, limit in (("--requests-per-minute", requests_per_minute), ("--concurrency", concurrency)):
+        if limit is not None and not 1 <= limit < 2**31:
+            raise ConfigurationError(f"{option} is {limit}; give a number of 1 or more, or leave it out for what the setting says.")
+    if expires_days is not None and not 0 < expires_days <= _LONGEST_DAYS:
+        raise ConfigurationError(
+            f"--expires-days is {expires_days:g}; give days from now, {_LONGEST_DAYS} at the most."
+        )
+    expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
+    key = _in_database(
+        settings,
+        lambda connection: create_key(connection, name, scopes, agent, expires_at, requests_per_minute, concurrency),
+    )
+    _notes.print(f"API key {name!r} for {', '.join(scopes)}. It is shown this once, so keep it now.", markup=False)
+    sys.stdout.write(f"{key}\n")
+
+
+@keys.command(name="list")
+def list_() -> None:
+    """Show all API keys that were ever made, without the keys themselves."""
+    table = Table("id", "name", "scopes", "agents", "limits", "created (UTC)", "expires (UTC)", "state")
+    for key in _in_database(_prepare(), list_keys):
+        table.add_row(*(Text(cell) for cell in _cells(key)))
+    # Into a pipe, lines as long as they need be.
+    Console(width=None if sys.stdout.isatty() else 300).print(table)
+
+
+@keys.command
+def revoke(key_id: str) -> None:
+    """Make an API key worthless, at once and for good.
+
+    Args:
+        key_id: Its id, as `gateway keys list` shows it.
+    """
+    if not _in_database(_prepare(), lambda connection: revoke_key(connection, key_id)):
+        raise ConfigurationError(f"There is no API key {key_id} that could be revoked; see `gateway keys list`.")
+    _notes.print(f"API key {key_id} is revoked.", markup=False)
+
+
+def _check_known(kind: str, given: list[str], known: list[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ConfigurationError(f"There is no {kind} {', '.join(unknown)}. There are: {', '.join(known) or 'none'}.")
+
+
+def _cells(key: ApiKey) -> Iterator[str]:
+    yield key.key_id
+    yield key.name
+    yield ", ".join(key.scopes)
+    yield "all" if key.agents is None else ", ".join(key.agents)
+    limits = [f"{key.requests_per_minute}/min"] if key.requests_per_minute else []
+    limits += [f"{key.concurrency} at once"] if key.concurrency else []
+    yield ", ".join(limits) or "as set"
+    for time in (key.created_at, key.expires_at):
+        yield "never" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
+    yield key.state
+
+
+def _in_database(settings: Settings, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+    """Return what ``work`` returns on a connection, which it shares with no other."""
+
+    async def connect(url: str) -> T:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            return await work(connection)
+
+    with _database(settings) as url:
+        return asyncio.run(connect(url))
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    """Have the database that is set or embedded, migrated; an embedded one that does not run, runs meanwhile."""
+    if settings.database_url is not None or running_url(settings.home):
+        url = database_url(settings)
+        migrate(url)
+        yield url
+        return
+    from gateway.supervisor import only_one  # noqa: PLC0415 - as for `serve`
+
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with only_one(settings.home):
+        postgres = EmbeddedPostgres(settings.home)
+        try:
+            url = postgres.start()
+            migrate(url)
+            yield url
+        finally:
+            postgres.stop()

@@ -83,7 +83,10 @@ def run_demo(settings: Settings, *, leave: bool) -> int:
     conversations = _samples(settings.agents_dir)
     process = _start_gateway(settings)
     try:
-        with httpx.Client(base_url=addresses(settings)["api"], timeout=settings.run_timeout_s + 10) as client:
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limit_s = settings.run_timeout_s + 10
+        with httpx.Client(base_url=addresses(settings)["api"], timeout=limit_s, headers=headers) as client:
             _await_start(process, client, console, settings)
             _send(client, conversations, console)
             complete = _await_scores(conversations, settings, console)
@@ -166,6 +169,8 @@ def _send(client: httpx.Client, conversations: list[Conversation], console: Cons
             for text in conversation.sample.turns:
                 body = {"agent": conversation.agent, "messages": [{"role": "user", "content": text}], "user": "demo"}
                 answer = client.post("/invocations", json=body | ({"session_id": session_id} if session_id else {}))
+                if answer.status_code == httpx.codes.UNAUTHORIZED:
+                    raise ConfigurationError("There are API keys: set GATEWAY_API_KEY to one of them for the demo.")
                 if answer.status_code != httpx.codes.OK:
                     raise ConfigurationError(f"{conversation.agent} answered {answer.status_code}: {answer.text}")
                 result = answer.json()

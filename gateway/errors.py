@@ -12,6 +12,7 @@
         SessionNotFound          404  SESSION_NOT_FOUND
         ResponseNotFound         404  RESPONSE_NOT_FOUND
         ApprovalNotFound         404  APPROVAL_NOT_FOUND
+        RequestTimedOut          408  REQUEST_TIMEOUT
         SessionBusy              409  SESSION_BUSY
         ApprovalUsed             409  APPROVAL_ALREADY_USED
         IdempotencyKeyInUse      409  IDEMPOTENCY_KEY_IN_USE
@@ -102,6 +103,7 @@ class AgentNotFound(RequestError):
 
     status = 404
     code = "AGENT_NOT_FOUND"
+    param = "model"
 
 
 class SessionNotFound(RequestError):
@@ -123,6 +125,13 @@ class ApprovalNotFound(RequestError):
 
     status = 404
     code = "APPROVAL_NOT_FOUND"
+
+
+class RequestTimedOut(RequestError):
+    """The body took longer than ``GATEWAY_BODY_TIMEOUT_S`` to arrive."""
+
+    status = 408
+    code = "REQUEST_TIMEOUT"
 
 
 class SessionBusy(RequestError):

@@ -33,6 +33,8 @@ class AgentPlugin:
     version: str
     """First digits of the SHA-256 of the folder's files."""
     folder: Path
+    created_at: int
+    """When its ``agent.py`` was last written, seconds since the epoch."""
 
 
 def load_agents(folder: Path) -> dict[str, AgentPlugin]:
@@ -89,7 +91,8 @@ def _load_agent(folder: Path) -> AgentPlugin:
         offline_model = getattr(_load(f"{package}.offline", folder / "offline.py"), "model", None)
         if not isinstance(offline_model, Model):
             raise ConfigurationError(f"{folder / 'offline.py'} must set `model` to a Model of the OpenAI Agents SDK.")
-    return AgentPlugin(folder.name, agent, offline_model, folder_version(folder), folder)
+    written_at = int((folder / "agent.py").stat().st_mtime)
+    return AgentPlugin(folder.name, agent, offline_model, folder_version(folder), folder, written_at)
 
 
 def _make_package(name: str, folder: Path) -> None:

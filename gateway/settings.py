@@ -76,9 +76,11 @@ class Settings(BaseSettings):
 
     # Where it runs
     host: str = "127.0.0.1"
-    """Address that the web process and the MLflow server bind. Loopback: nobody else gets in before there are keys."""
+    """Address that the web process binds. Loopback: nobody else gets in before there are keys."""
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port of the HTTP API. Amazon's AgentCore and SageMaker want 8080."""
+    mlflow_host: str = "127.0.0.1"
+    """Address that the MLflow server binds. Loopback: it has no keys, and whoever reaches it reads every trace."""
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     """TCP port of the MLflow server that `gateway serve` runs."""
     home: Path = Path(".gateway")
@@ -132,6 +134,8 @@ class Settings(BaseSettings):
     """Runs under way in one web process, waiting ones included; beyond it, 503. A run holds about 1 MB."""
     max_body_bytes: int = Field(default=10_000_000, ge=1000)
     """Bytes of a request's body; beyond it, 413. Room for some images."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a client may take to send the body; beyond it, 408. Slow senders must not pile up."""
     max_input_items: int = Field(default=1000, ge=1)
     """Items, messages or rows of one request. More takes a model's context several times over."""
     batch_concurrency: int = Field(default=8, ge=1)
@@ -206,6 +210,20 @@ class Settings(BaseSettings):
             raise ValueError("the database is a Postgres: its URL begins with postgresql://")
         return SecretStr(f"postgresql{separator}{rest}")
 
+    @field_validator("secret_key")
+    @classmethod
+    def _strong_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        """Check each secret of the list; blanks around the commas do not count."""
+        if value is None:
+            return None
+        secrets = [secret.strip() for secret in value.get_secret_value().split(",")]
+        for number, secret in enumerate(secrets, start=1):
+            if not secret:
+                raise ValueError(f"secret {number} of {len(secrets)} is empty; there is a comma too many")
+            if len(secret) < 16:
+                raise ValueError(f"secret {number} of {len(secrets)} has fewer than 16 characters")
+        return SecretStr(",".join(secrets))
+
     @model_validator(mode="after")
     def _model_needs_a_key(self) -> "Settings":
         if self.model and self.openai_api_key is None:
@@ -226,7 +244,7 @@ class Settings(BaseSettings):
         if self.mlflow_url:
             return self.mlflow_url.rstrip("/")
         if self.mlflow_tracking_uri is None:
-            return f"http://{reachable_host(self.host)}:{self.mlflow_port}"
+            return f"http://{reachable_host(self.mlflow_host)}:{self.mlflow_port}"
         is_http = self.mlflow_tracking_uri.startswith(("http://", "https://"))
         return self.mlflow_tracking_uri.rstrip("/") if is_http else None
 

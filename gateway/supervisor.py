@@ -28,6 +28,7 @@ import structlog
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError
 from gateway.settings import MLFLOW_DEFAULTS, Settings, reachable_host, sibling_database, sqlalchemy_url
+from gateway.storage.api_keys import check_open
 from gateway.storage.database import create_database, migrate
 from gateway.storage.embedded import EmbeddedPostgres, die_with_parent
 
@@ -156,9 +157,9 @@ class Supervisor:
             (settings.home / directory).mkdir(exist_ok=True)
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, self._stop)
-        with _only_one(settings.home), _listen(settings) as listener:
+        with only_one(settings.home), _listen(settings) as listener:
             if settings.runs_own_mlflow:
-                _check_port(settings.host, settings.mlflow_port, "GATEWAY_MLFLOW_PORT")
+                _check_port(settings.mlflow_host, settings.mlflow_port, "GATEWAY_MLFLOW_PORT")
             load_keys(settings)  # made before two children look for it at once
             started = time.monotonic()
             try:
@@ -181,6 +182,7 @@ class Supervisor:
             self._postgres = EmbeddedPostgres(settings.home)
             url = self._postgres.start()
         migrate(url)
+        check_open(settings, url)
         if settings.runs_own_mlflow:
             create_database(url, "mlflow")
         return url
@@ -208,7 +210,7 @@ class Supervisor:
             "mlflow",
             "server",
             "--host",
-            settings.host,
+            settings.mlflow_host,
             "--port",
             str(settings.mlflow_port),
         ]
@@ -256,7 +258,7 @@ class Supervisor:
 def addresses(settings: Settings) -> dict[str, str]:
     """Return what a person may want to open, by name."""
     base = f"http://{reachable_host(settings.host)}:{settings.port}"
-    found = {"api": base, "quality": f"{base}/ops", "reference": f"{base}/schema"}
+    found = {"api": base, "quality": f"{base}/ops", "reference": f"{base}/reference"}
     return found | ({"mlflow": settings.mlflow_ui} if settings.mlflow_ui else {})
 
 
@@ -277,8 +279,12 @@ def _ready(settings: Settings, url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when this process is gone."""
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it when this process is gone.
+
+    Raises:
+        ConfigurationError: another process holds it.
+    """
     with (home / "gateway.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,7 +56,7 @@ SUPPORT_FOLLOW_UPS = (
     "Thank you!",
 )
 
-RUN_CODES = ("SESSION_BUSY", "RUN_BLOCKED", "MAX_TURNS_EXCEEDED", "RUN_FAILED", "MODEL_ERROR", "RUN_TIMEOUT")
+RUN_CODES = ("RUN_BLOCKED", "MAX_TURNS_EXCEEDED", "RUN_FAILED", "MODEL_ERROR", "RUN_TIMEOUT")
 """Error codes of runs that were begun: they are in the ledger like those that were answered."""
 LOST_STATES = ("redaction_blocked", "dropped", "failed")
 

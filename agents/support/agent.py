@@ -1,4 +1,4 @@
-"""The support desk of a small kitchenware shop: orders, refunds, tracking and the return policy."""
+"""The support desk of a small kitchenware shop: orders, refunds, cancellations, tracking and the return policy."""
 
 from datetime import date, timedelta
 from typing import Any
@@ -13,6 +13,8 @@ You are the support desk of a kitchenware shop. You help with orders, refunds, p
 - Take every fact from a tool: status, amounts and dates from the order tools, rules from search_return_policy.
 - Order numbers look like A-1001. Ask for the number, or for the e-mail address, only when the customer gave neither.
 - refund_order decides by the shop's rules; report its decision and its reason, never promise more.
+- cancel_order waits for the approval of a colleague: call it without asking the customer again. When it was not
+  approved, say that the order stays as it is.
 - When a tool fails, say so plainly and say what the customer can do.
 - Answer in one or two friendly sentences.
 """
@@ -55,6 +57,13 @@ def refund_decision(order: Order, today: date) -> tuple[bool, str]:
     if today - order.delivered > timedelta(days=REFUND_WINDOW_DAYS):
         return False, f"it was delivered on {order.delivered}, more than {REFUND_WINDOW_DAYS} days ago"
     return True, f"it was delivered on {order.delivered}, within {REFUND_WINDOW_DAYS} days"
+
+
+def cancel_decision(order: Order) -> tuple[bool, str]:
+    """Whether the order may be cancelled, and why."""
+    if order.status == "processing":
+        return True, "it has not been shipped yet"
+    return False, f"it is already {order.status}"
 
 
 # The tools are coroutines because the SDK runs plain functions in a small thread pool, which costs more than the work.
@@ -102,6 +111,18 @@ async def refund_order(order_id: str, reason: str) -> dict[str, Any]:
     }
 
 
+@function_tool(failure_error_function=explain_failure, needs_approval=True)
+async def cancel_order(order_id: str) -> dict[str, Any]:
+    """Cancel an order, unless it is shipped already. The order is changed from the decision, later and elsewhere.
+
+    Args:
+        order_id: The order number, such as A-1001.
+    """
+    order = _find(order_id)
+    approved, because = cancel_decision(order)
+    return {"order_id": order.order_id, "decision": "cancelled" if approved else "refused", "because": because}
+
+
 @function_tool(failure_error_function=explain_failure)
 async def track_shipment(order_id: str) -> dict[str, Any]:
     """Ask the carrier where the parcel of an order is.
@@ -140,5 +161,5 @@ async def search_return_policy(query: str) -> list[dict[str, Any]]:
 agent = Agent(
     name="support",
     instructions=INSTRUCTIONS,
-    tools=[lookup_order, list_orders, refund_order, track_shipment, search_return_policy],
+    tools=[lookup_order, list_orders, refund_order, cancel_order, track_shipment, search_return_policy],
 )

@@ -26,6 +26,7 @@ _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
 _INTENTS = {
     "warranty": r"\bwarrant",
     "gift_wrapping": r"\bgift[- ]?wrap",
+    "cancel": r"\bcancel\b",
     "refund": r"\brefund (?:my|the|this|it|for|order|a-)|\b(?:get|want|like|need) (?:a |my |to )?(?:refund|money back)|"
     r"\b(?:return|send back) (?:my |the |this )?(?:order|a-\d)",
     "tracking": r"\btrack|\bwhere\b|\bparcel|\bshipment|\barrive",
@@ -50,7 +51,7 @@ def decide(view: View) -> str | Call | list[Call]:
     if intent == "orders":
         email = _last_match(_EMAIL, view.user_texts)
         return Call("list_orders", email=email) if email else ASK_EMAIL
-    if intent in {"refund", "tracking", "status"}:
+    if intent in {"cancel", "refund", "tracking", "status"}:
         return _order_calls(view, intent)
     return _small_talk(intent)
 
@@ -73,7 +74,7 @@ def _intent(view: View) -> str | None:
         return "refund"
     if own:
         return own
-    if given and before in {"refund", "tracking", "orders"}:
+    if given and before in {"cancel", "refund", "tracking", "orders"}:
         return before  # the answer to our question back, such as the bare order number
     if given:
         return "status" if _ORDER_ID.search(text) else "orders"
@@ -108,7 +109,7 @@ def _order_calls(view: View, intent: str) -> str | list[Call]:
             Call("refund_order", order_id=order_id, reason=reason.group(1) if reason else "no reason given")
             for order_id in order_ids
         ]
-    tool = "track_shipment" if intent == "tracking" else "lookup_order"
+    tool = {"cancel": "cancel_order", "tracking": "track_shipment", "status": "lookup_order"}[intent]
     return [Call(tool, order_id=order_id) for order_id in order_ids]
 
 
@@ -123,6 +124,8 @@ def _answer(result: ToolResult) -> str:
             return _listing(value)
         case "refund_order":
             return _refund(value)
+        case "cancel_order":
+            return _cancellation(result.arguments["order_id"], value)
         case "track_shipment":
             return f"Order {value['order_id']} is {value['status']}: {value['carrier']} says it is {value['place']}."
         case _:
@@ -159,6 +162,15 @@ def _refund(decision: dict[str, Any]) -> str:
         return f"I'm sorry, a refund for order {order_id} is refused, because {because}."
     amount = f"{decision['amount']:.2f} {decision['currency']}"
     return f"Your refund of {amount} for order {order_id} is approved, because {because}."
+
+
+def _cancellation(order_id: str, decision: Any) -> str:
+    if not isinstance(decision, dict):
+        # The call was not approved: its output is then a sentence, whichever the one who refused it chose.
+        return f"I'm sorry, the cancellation was not approved. Order {order_id} stays as it is."
+    if decision["decision"] == "refused":
+        return f"I'm sorry, order {order_id} cannot be cancelled, because {decision['because']}."
+    return f"Order {order_id} is cancelled. That was possible because {decision['because']}."
 
 
 def _policy(documents: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Scoring whole conversations, once they have been quiet for a while.
+"""Scoring whole conversations, once they were ended or have been quiet for a while.
 
 A conversation that goes on after it was scored is scored again; the earlier score stays as history, marked as not the
 latest one here and as overridden in MLflow. MLflow's place for a conversation's scores is its first trace, with the
@@ -12,7 +12,14 @@ import structlog
 from procrastinate import App
 
 from gateway.crypto import Keys
-from gateway.evaluation.records import Connection, collect_failed, mark_logged, save_scores, unlogged_scores
+from gateway.evaluation.records import (
+    Connection,
+    collect_failed,
+    erased,
+    mark_logged,
+    save_scores,
+    unlogged_scores,
+)
 from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_conversation
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
@@ -60,8 +67,9 @@ class ConversationScoring:
             row = await cursor.fetchone()
         if row is None:
             return  # it went on in the meantime, or another evaluator was here
-        agent, last_turn_at, trace_ids = str(row[0]), row[1], row[2]
-        traces = await asyncio.to_thread(self._store.read_traces, trace_ids)  # type: ignore[arg-type]
+        agent, last_turn_at = str(row[0]), row[1]
+        trace_ids: list[str] = row[2]  # type: ignore[assignment]
+        traces = await asyncio.to_thread(self._store.read_traces, trace_ids)
         drawn = [live for live in self._scorers if live.draws(self._share_key, agent, session_id)]
         scores: list[Score] = []
         if traces:
@@ -75,10 +83,15 @@ class ConversationScoring:
                     if live.name not in asked
                 )
             )
-            async with self._pool.connection() as connection:
+            async with self._pool.connection() as connection, connection.transaction():
+                if await erased(connection, trace_ids):
+                    return  # forgotten while it was scored
                 scores += await save_scores(connection, [score for result in results for score in result])
+            async with self._pool.connection() as connection:
                 await self._project(connection, scores)
         async with self._pool.connection() as connection, connection.transaction():
+            if await erased(connection, trace_ids):
+                return
             await mark_logged(connection, scores)
             if traces:
                 await collect_failed(connection, scores, self._scorers, traces[-1].info.trace_id)
@@ -94,23 +107,29 @@ class ConversationScoring:
             await connection.execute("UPDATE scores SET latest = false WHERE score_id = ANY(%s)", [earlier])
 
 
-# A turn that is still in the outbox belongs to the conversation: it is looked at again when that turn has arrived.
-_DUE = """
-    SELECT session_id FROM conversations
-    WHERE due_at <= now()
+# A turn whose trace is still in the outbox, or in the memory of a web process, belongs to the conversation: that is
+# looked at again when the trace has arrived. One that takes longer than a minute died with its process.
+_IS_DUE = """
+    due_at <= now()
       AND NOT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id)
                       WHERE runs.session_id = conversations.session_id)
+      AND NOT EXISTS (SELECT 1 FROM session_turns AS turn
+                      WHERE turn.session_id = conversations.session_id
+                        AND turn.created_at > now() - interval '1 minute' AND turn.trace_id IS NOT NULL
+                        AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.trace_id = turn.trace_id))
+"""
+_DUE = f"""
+    SELECT session_id FROM conversations
+    WHERE {_IS_DUE}
       AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs
                       WHERE lock = 'score_conversation:' || conversations.session_id AND status IN ('todo', 'doing'))
     ORDER BY due_at LIMIT %s
 """
-_LOOK = """
+_LOOK = f"""
     SELECT agent, last_turn_at, ARRAY(
         SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
           AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at)
-    FROM conversations WHERE session_id = %s AND due_at <= now()
-      AND NOT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id)
-                      WHERE runs.session_id = conversations.session_id)
+    FROM conversations WHERE session_id = %s AND {_IS_DUE}
 """
 _EARLIER = """
     SELECT score_id FROM scores WHERE session_id = %s AND scorer = %s AND name = %s AND turns < %s

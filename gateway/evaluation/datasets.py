@@ -6,10 +6,11 @@ batch. So one evaluator at a time merges into a dataset, and each trace's proven
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from mlflow.entities import SpanType
+from mlflow.entities import DatasetRecord, SpanType
 from mlflow.entities import Trace as MlflowTrace
 from mlflow.tracing.constant import TraceMetadataKey
 
@@ -19,16 +20,12 @@ from gateway.storage.database import Pool
 log = structlog.get_logger(__name__)
 
 _BATCH = 100
-_PENDING = """
-    SELECT trace_id, scorers FROM dataset_rows WHERE dataset = %s AND merged_at IS NULL
-    ORDER BY created_at LIMIT %s FOR UPDATE
-"""
-_MERGED = "UPDATE dataset_rows SET merged_at = now() WHERE dataset = %s AND trace_id = ANY(%s)"
-_FORGET = "DELETE FROM dataset_rows WHERE dataset = %s AND trace_id = ANY(%s)"
+_FROM = "from."  # tag of a record for each of its traces, with what failed it
+_SCORE = "score."
 
 
 class DatasetFeeder:
-    """Merges the rows that wait in ``dataset_rows``."""
+    """Merges the rows that wait in ``dataset_rows``, and takes out what was forgotten."""
 
     def __init__(self, pool: Pool, store: MlflowStore):
         self._pool = pool
@@ -49,9 +46,7 @@ class DatasetFeeder:
     async def _merge(self, dataset: str) -> bool:
         """Merge one batch; return whether there may be more."""
         async with self._pool.connection() as connection, connection.transaction():
-            lock = await connection.execute(
-                "SELECT pg_try_advisory_xact_lock(hashtextextended('dataset/' || %s, 0))", [dataset]
-            )
+            lock = await connection.execute(_TRY_LOCK, [dataset])
             if (await lock.fetchone()) != (True,):
                 return False  # another evaluator is at it
             cursor = await connection.execute(_PENDING, [dataset, _BATCH])
@@ -68,6 +63,35 @@ class DatasetFeeder:
                 log.warning("failed traces are not in MLflow any more", dataset=dataset, trace_ids=gone)
                 await connection.execute(_FORGET, [dataset, gone])
             return len(failed) == _BATCH
+
+    async def forget(self, trace_ids: Sequence[str]) -> int:
+        """Take out what came from these traces; return how many records are gone.
+
+        A record that other traces gave as well stays, as if they alone had given it. In MLflow it is a new one: should
+        we crash in between, the traces give it again, but what people wrote into it is lost.
+        """
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_NOTED, [list(trace_ids)])
+            noted = {str(row[0]) for row in await cursor.fetchall()}
+        known = await asyncio.to_thread(self._store.datasets)
+        gone = set(trace_ids)
+        return sum([await self._forget(name, known.get(name), gone) for name in sorted(noted | known.keys())])
+
+    async def _forget(self, dataset: str, dataset_id: str | None, gone: set[str]) -> int:
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(_LOCK, [dataset])
+            dataset_id = dataset_id or await asyncio.to_thread(self._store.dataset_id, dataset)
+            records = await asyncio.to_thread(self._store.records, dataset_id) if dataset_id else []
+            theirs = [each for each in records if origins(each) & gone]
+            shared = [each for each in theirs if origins(each) - gone]
+            if dataset_id and theirs:
+                others = {trace_id for each in shared for trace_id in origins(each) - gone}
+                async with self._pool.connection() as aside:  # so that it counts before anything is deleted
+                    await aside.execute(_AGAIN, [dataset, list(others)])
+                kept = [without(each, gone) for each in shared]
+                await asyncio.to_thread(self._store.replace_records, dataset_id, theirs, kept)
+            await connection.execute(_FORGET, [dataset, list(gone)])
+            return len(theirs) - len(shared)
 
 
 def record(trace: MlflowTrace, failed: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +114,9 @@ def record(trace: MlflowTrace, failed: dict[str, Any]) -> dict[str, Any]:
             "agent": metadata.get("gateway.agent", ""),
             "agent_version": metadata.get("gateway.agent_version", ""),
             "scorers": ", ".join(sorted(failed)),
-            **{f"score.{name}": json.dumps(value) for name, value in failed.items()},
+            **{f"{_SCORE}{name}": json.dumps(value) for name, value in failed.items()},
             # Rows with equal inputs are one row in MLflow: this keeps the provenance of each of its traces.
-            f"from.{trace_id}": json.dumps(failed, sort_keys=True),
+            f"{_FROM}{trace_id}": json.dumps(failed, sort_keys=True),
         },
     }
 
@@ -103,3 +127,40 @@ def conversation_so_far(trace: MlflowTrace) -> list[dict[str, Any]]:
     first = min(calls, key=lambda span: span.start_time_ns, default=trace.data.spans[0])
     messages: list[dict[str, Any]] = (first.inputs or {}).get("messages", [])
     return [message for message in messages if message.get("role") != "system"]
+
+
+def origins(record: DatasetRecord) -> set[str]:
+    """Return the ids of the traces that a record came from; none if a person thought it up."""
+    tagged = {tag.removeprefix(_FROM) for tag in record.tags or {} if tag.startswith(_FROM)}
+    source = record.source.source_data.get("trace_id") if record.source else None
+    return tagged | {source} if source else tagged
+
+
+def without(record: DatasetRecord, gone: set[str]) -> dict[str, Any]:
+    """Return what is left of a record of several traces when those that are ``gone`` are taken out.
+
+    What it tells of the traces themselves (outputs, agent, scores) may be of any: it is merged again from the others.
+    """
+    told_again = {"trace_id", "session_id", "agent", "agent_version", "scorers"}
+    return {
+        "inputs": record.inputs,
+        "expectations": record.expectations,
+        "source": {"source_type": "TRACE", "source_data": {"trace_id": min(origins(record) - gone)}},
+        "tags": {
+            tag: value
+            for tag, value in (record.tags or {}).items()
+            if tag not in told_again and not tag.startswith(_SCORE) and tag.removeprefix(_FROM) not in gone
+        },
+    }
+
+
+_PENDING = """
+    SELECT trace_id, scorers FROM dataset_rows WHERE dataset = %s AND merged_at IS NULL
+    ORDER BY created_at LIMIT %s FOR UPDATE
+"""
+_MERGED = "UPDATE dataset_rows SET merged_at = now() WHERE dataset = %s AND trace_id = ANY(%s)"
+_AGAIN = "UPDATE dataset_rows SET merged_at = NULL WHERE dataset = %s AND trace_id = ANY(%s)"
+_FORGET = "DELETE FROM dataset_rows WHERE dataset = %s AND trace_id = ANY(%s)"
+_NOTED = "SELECT DISTINCT dataset FROM dataset_rows WHERE trace_id = ANY(%s)"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('dataset/' || %s, 0))"
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('dataset/' || %s, 0))"

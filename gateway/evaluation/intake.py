@@ -6,6 +6,9 @@ for the next one at once.
 
 The order of the steps decides what a crash can do. A trace leaves the outbox last, in the transaction that also stores
 its run's state; before that everything is done again and changes nothing, since all ids are derived.
+
+A trace whose run was forgotten meanwhile goes no further, and what was written of it to MLflow already is removed once
+its claim is over (`gateway.evaluation.erasure`).
 """
 
 import asyncio
@@ -23,6 +26,7 @@ from gateway.evaluation.export import to_mlflow
 from gateway.evaluation.records import (
     Connection,
     collect_failed,
+    erased,
     finish_run,
     mark_logged,
     save_scores,
@@ -32,6 +36,7 @@ from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_trace
 from gateway.evaluation.store import MlflowStore
 from gateway.settings import Settings
 from gateway.storage.database import Pool
+from gateway.storage.erasure import BESIDE_NO_ERASURE
 from gateway.storage.queue import JUDGE_TRACE, enqueue_once
 from gateway.tracing.spans import Trace, decode
 
@@ -136,6 +141,7 @@ class TraceIntake:
                 failed.append((each, isinstance(error, _NotStoredError)))
         mlflow_is_well = len(failed) < len(claimed) or await asyncio.to_thread(self._store.is_well)
         async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(BESIDE_NO_ERASURE)
             for each, not_stored in failed:
                 refusals = each.refusals + (not_stored and mlflow_is_well)
                 if refusals >= _REFUSALS:
@@ -152,31 +158,42 @@ class TraceIntake:
 
     async def _take_in(self, claimed: list[_Claimed]) -> None:
         works, broken = await asyncio.to_thread(self._score_batch, claimed)
-        async with self._pool.connection() as connection:
+        async with self._pool.connection() as connection, connection.transaction():
+            works = await self._still_wanted(connection, works)
             for work in works:
                 work.scores = await save_scores(connection, work.scores)
         try:
             await asyncio.to_thread(self._write_batch, works)
         except Exception as error:
             raise _NotStoredError(f"{type(error).__name__}: {error}") from error
-        judged = {
-            work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
-        }
         async with self._pool.connection() as connection, connection.transaction():
+            works = await self._still_wanted(connection, works)
+            judged = {
+                work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
+            }
             for work in works:
                 await self._settle(connection, work, finished=work.trace.trace_id not in judged)
             for trace_id, reason in broken.items():
                 await connection.execute(_FAIL, [reason, trace_id])
             ids = [each.trace_id for each in claimed]
             await connection.execute("DELETE FROM outbox WHERE trace_id = ANY(%s)", [ids])
+        async with self._pool.connection() as connection:
+            await connection.execute(_OVER, [[work.trace.session_id for work in works]])
         for trace_id in judged:
             await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
+
+    async def _still_wanted(self, connection: Connection, works: list[_Work]) -> list[_Work]:
+        """Return the works whose runs were not forgotten since they were claimed."""
+        gone = await erased(connection, [work.trace.trace_id for work in works])
+        return [work for work in works if work.trace.trace_id not in gone]
 
     def _score_batch(self, claimed: list[_Claimed]) -> tuple[list[_Work], dict[str, str]]:
         """Decode and score a batch. Returns what can go on, and by trace id why the rest never can."""
         works: list[_Work] = []
         broken: dict[str, str] = {}
         for trace_id, payload, *_ in claimed:
+            if not payload:
+                continue  # forgotten
             try:
                 trace = decode(self._cipher.decrypt(payload, trace_id))
                 entity = to_mlflow(trace, self._store.experiment_id)
@@ -236,12 +253,16 @@ class TraceIntake:
         results = await asyncio.gather(
             *(in_thread(self._judges, live, score_trace, traces[0], agent) for live in judges)
         )
-        async with self._pool.connection() as connection:
+        async with self._pool.connection() as connection, connection.transaction():
+            if await erased(connection, [trace_id]):
+                return
             scores += await save_scores(connection, [score for result in results for score in result])
         root = traces[0].data.spans[0].span_id
         for score in scores:
             await asyncio.to_thread(self._store.write_assessment, score.assessment(root))
         async with self._pool.connection() as connection, connection.transaction():
+            if await erased(connection, [trace_id]):
+                return
             await mark_logged(connection, scores)
             await collect_failed(connection, scores, self._scorers, trace_id)
             await finish_run(connection, trace_id)
@@ -268,6 +289,12 @@ _TURN = """
         agent = excluded.agent,
         last_turn_at = greatest(known.last_turn_at, excluded.last_turn_at),
         due_at = greatest(known.last_turn_at, excluded.last_turn_at) + make_interval(secs => %(quiet)s)
+"""
+# Looked at once the turns are committed: who ends a session makes its conversation due, if it is there to be seen.
+_OVER = """
+    UPDATE conversations SET due_at = now() FROM sessions
+    WHERE conversations.session_id = sessions.session_id AND sessions.ended_at IS NOT NULL
+      AND conversations.session_id = ANY(%s) AND due_at > now()
 """
 _LEFT = """
     SELECT trace_id, agent FROM runs

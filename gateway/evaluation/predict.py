@@ -20,7 +20,7 @@ from mlflow.entities.span_status import SpanStatusCode
 from gateway.crypto import load_keys
 from gateway.errors import RunError
 from gateway.plugins import load_agents
-from gateway.runs.execution import AgentExecutor, answer_text
+from gateway.runs.execution import AgentExecutor
 from gateway.settings import Settings, load_settings
 from gateway.tracing import messages as chat
 from gateway.tracing.capture import RunCapture, SpanCapture, assemble
@@ -62,8 +62,8 @@ class Predictor:
         return _answer(run)
 
     async def _run(self, messages: list[dict[str, Any]], run: RunCapture) -> None:
-        result = await self._executor.execute(self._plugin, chat.to_items(messages), run)
-        run.answer = answer_text(result.final_output)
+        outcome = await self._executor.execute(self._plugin, chat.to_items(messages), run)
+        run.answer, run.left_open = outcome.answer, outcome.items if outcome.answer is None else []
 
     @contextlib.contextmanager
     def _recorded(self, messages: list[dict[str, Any]]) -> Any:

@@ -8,6 +8,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from gateway.evaluation.scoring import LiveScorer, Score
+from gateway.storage.erasure import BESIDE_NO_ERASURE
 from gateway.tracing.ledger import State
 
 Connection = psycopg.AsyncConnection[Any]
@@ -17,6 +18,18 @@ _COLUMNS = (
     "source_type, source_id, turns, details"
 )
 _INSERT = f"INSERT INTO scores ({_COLUMNS}) VALUES ({', '.join(['%s'] * 15)}) ON CONFLICT (score_id) DO NOTHING"
+
+
+async def erased(connection: Connection, trace_ids: Sequence[str]) -> set[str]:
+    """Return which of the runs were forgotten; until the transaction's end no other is.
+
+    To be asked at the beginning of every transaction that stores what came from traces.
+    """
+    await connection.execute(BESIDE_NO_ERASURE)
+    cursor = await connection.execute(
+        "SELECT trace_id FROM runs WHERE trace_id = ANY(%s) AND state = 'erased'", [list(trace_ids)]
+    )
+    return {str(row[0]) for row in await cursor.fetchall()}
 
 
 async def save_scores(connection: Connection, scores: Sequence[Score]) -> list[Score]:

@@ -5,10 +5,13 @@ Both have the same methods. All of them block; callers use threads.
 """
 
 import os
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import structlog
-from mlflow.entities import Assessment, EvaluationDataset
+from mlflow.entities import Assessment, DatasetRecord
 from mlflow.entities import Trace as MlflowTrace
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.abstract_store import AbstractStore
@@ -17,6 +20,8 @@ from mlflow.tracking._tracking_service.utils import _get_store
 from gateway.settings import MLFLOW_DEFAULTS, Settings, sibling_database, sqlalchemy_url
 
 log = structlog.get_logger(__name__)
+
+_AT_ONCE = 100  # traces that are deleted in one statement: more would keep MLflow's tables locked for long
 
 
 def tracking_uri(settings: Settings, database_url: str) -> str:
@@ -95,12 +100,48 @@ class MlflowStore:
         traces = self._store.batch_get_traces(trace_ids)
         return sorted(traces, key=lambda trace: trace.info.request_time)
 
+    def delete_traces(self, trace_ids: Sequence[str]) -> int:
+        """Delete the traces that are there, spans and assessments with them; return how many these were.
+
+        They are looked for in all experiments: the setting may have changed since they were written.
+        """
+        deleted = 0
+        for start in range(0, len(trace_ids), _AT_ONCE):
+            found = self._store.batch_get_trace_infos(list(trace_ids[start : start + _AT_ONCE]))
+            by_experiment = attrgetter("experiment_id")
+            for experiment_id, infos in groupby(sorted(found, key=by_experiment), by_experiment):
+                deleted += self._store.delete_traces(experiment_id, trace_ids=[info.trace_id for info in infos])
+        return deleted
+
     def merge_records(self, dataset: str, records: list[dict[str, Any]]) -> None:
         """Merge records into the dataset, which is made if it is not there. One caller at a time a dataset."""
-        self._store.upsert_dataset_records(self._dataset(dataset).dataset_id, records)
+        dataset_id = self.dataset_id(dataset)
+        if dataset_id is None:
+            dataset_id = self._store.create_dataset(dataset, tags={}, experiment_ids=[self.experiment_id]).dataset_id
+        self._store.upsert_dataset_records(dataset_id, records)
 
-    def _dataset(self, name: str) -> EvaluationDataset:
+    def dataset_id(self, name: str) -> str | None:
+        """Return the id of a dataset of ours; ``None`` if it was not made yet."""
         found = self._store.search_datasets(filter_string=f"name = '{name}'", max_results=1)
-        if found:
-            return found[0]
-        return self._store.create_dataset(name, tags={}, experiment_ids=[self.experiment_id])
+        return found[0].dataset_id if found else None
+
+    def datasets(self) -> dict[str, str]:
+        """Return the ids, by name, of all datasets of the experiment, those that people made included."""
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = self._store.search_datasets(experiment_ids=[self.experiment_id], page_token=token)
+            found |= {dataset.name: dataset.dataset_id for dataset in page}
+            if not (token := page.token):
+                return found
+
+    def records(self, dataset_id: str) -> list[DatasetRecord]:
+        """Return the records of a dataset."""
+        # The dataset's own property would ask the store that the environment names.
+        return list(self._store._load_dataset_records(dataset_id)[0])  # noqa: SLF001
+
+    def replace_records(self, dataset_id: str, records: Sequence[DatasetRecord], by: list[dict[str, Any]]) -> None:
+        """Delete records and merge others: a merge alone can take nothing away from a record."""
+        self._store.delete_dataset_records(dataset_id, [record.dataset_record_id for record in records])
+        if by:
+            self._store.upsert_dataset_records(dataset_id, by)

@@ -23,6 +23,7 @@ from procrastinate.jobs import Status
 from gateway.crypto import Keys, load_keys
 from gateway.evaluation.conversations import ConversationScoring
 from gateway.evaluation.datasets import DatasetFeeder
+from gateway.evaluation.erasure import MlflowErasure
 from gateway.evaluation.intake import PRESENCE_LOCK, TraceIntake
 from gateway.evaluation.scoring import LiveScorer, load_scorers
 from gateway.evaluation.store import MlflowStore, configure_mlflow, tracking_uri
@@ -30,6 +31,8 @@ from gateway.settings import Settings
 from gateway.storage.database import Pool, database_url, open_pool
 from gateway.storage.queue import (
     DRAIN_OUTBOX,
+    ERASE,
+    ERASING_QUEUE,
     JUDGE_TRACE,
     JUDGING_QUEUE,
     SCORE_CONVERSATION,
@@ -46,6 +49,7 @@ _MLFLOW_WAIT_NOTE_S = 15.0
 # A scorer that fails is a score; a job fails only where MLflow or the database is away. After some ten minutes the
 # sweeper goes on with it.
 _JUDGE_RETRY = RetryStrategy(max_attempts=8, exponential_wait=2)
+_ERASE_RETRY = RetryStrategy(wait=10)  # for as long as MLflow is away: somebody was promised that it is done
 
 
 class Evaluator:
@@ -68,6 +72,7 @@ class Evaluator:
             self._intake = TraceIntake(self._settings, *parts, evaluator_id, judges)
             self._conversations = ConversationScoring(*parts, judges)
             self._datasets = DatasetFeeder(self._pool, self._store)
+            self._erasure = MlflowErasure(self._pool, self._queue, self._store, self._datasets)
             self._register_tasks()
             log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._scorers])
             async with asyncio.TaskGroup() as group:
@@ -75,6 +80,7 @@ class Evaluator:
                 group.create_task(self._look_around(), name="look-around")
                 group.create_task(self._work(TRACES_QUEUE, concurrency=1), name="traces")
                 group.create_task(self._work(JUDGING_QUEUE, self._settings.judge_concurrency), name="judging")
+                group.create_task(self._work(ERASING_QUEUE, concurrency=1), name="erasing")
 
     @asynccontextmanager
     async def _presence(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[tuple[object, ...]], int]]:
@@ -130,6 +136,7 @@ class Evaluator:
                     if await cursor.fetchone() == (True,):
                         await enqueue_once(self._queue, DRAIN_OUTBOX)
                 await self._conversations.enqueue_due()
+                await self._erasure.enqueue_open()
                 await self._datasets.merge_waiting()
             except Exception:
                 log.exception("looking around failed; trying again")
@@ -150,6 +157,10 @@ class Evaluator:
         @queue.task(name=SCORE_CONVERSATION.task, queue=SCORE_CONVERSATION.queue)
         async def score_conversation(session_id: str) -> None:
             await self._conversations.score(session_id)
+
+        @queue.task(name=ERASE.task, queue=ERASE.queue, retry=_ERASE_RETRY)
+        async def erase(erasure_id: str) -> None:
+            await self._erasure.erase(erasure_id)
 
     async def _retry_stalled(self) -> None:
         """Free the jobs of workers that died: Procrastinate notices them, and leaves them to us."""
@@ -178,7 +189,7 @@ async def run_evaluator(settings: Settings) -> None:
         if settings.runs_own_mlflow:
             await _await_mlflow_schema(uri)
         store = await asyncio.to_thread(MlflowStore, uri, settings.mlflow_experiment)
-        # Beside its own work the pool serves two listeners, and each judge a moment.
+        # Beside its own work the pool serves three listeners, and each judge a moment.
         pool = open_pool(url, max_size=settings.database_pool_size + settings.judge_concurrency, name="evaluator")
         async with pool:
             await Evaluator(settings, load_keys(settings), pool, store, scorers).run()

@@ -14,6 +14,7 @@ from litestar.datastructures import State
 from gateway import __version__
 from gateway.plugins import AgentPlugin
 from gateway.runs.execution import AgentExecutor
+from gateway.runs.runner import AgentRunner
 from gateway.storage.database import Pool
 from gateway.tracing.outbox import OutboxWriter
 
@@ -101,13 +102,40 @@ class HealthChecker:
         return Part("ok")
 
 
-@get("/ping", summary="Is this process alive?")
-async def ping() -> dict[str, str]:
+class Ping(msgspec.Struct):
+    """Whether this process lives, in the form of Amazon's AgentCore and SageMaker."""
+
+    status: Literal["Healthy", "HealthyBusy"]
+    """``HealthyBusy``: a run is under way, so that the process should not be taken away."""
+    time_of_last_update: int
+    """When ``status`` last changed, seconds since the epoch."""
+
+
+class AgentInfo(msgspec.Struct):
+    """What is served, in the form of MLflow's agent server."""
+
+    name: str
+    """Name of the default agent."""
+    use_case: str
+    mlflow_version: str
+    agent_api: str
+
+
+@get("/ping", summary="Is this process alive?", tags=["probes"])
+async def ping(request: Request[Any, Any, State]) -> Ping:
     """Answer at once, touching nothing."""
-    return {"status": "ok"}
+    runner: AgentRunner = request.app.state.runner
+    return Ping("HealthyBusy" if runner.busy else "Healthy", int(runner.changed_at))
 
 
-@get("/health", summary="State of every part")
+@get("/agent/info", summary="What is served, as MLflow's agent server says it", tags=["probes"])
+async def agent_info(request: Request[Any, Any, State]) -> AgentInfo:
+    """Answer with the default agent's name and the API that it speaks."""
+    executor: AgentExecutor = request.app.state.executor
+    return AgentInfo(executor.plugin(None).name, "agent", _MLFLOW_VERSION, "responses")
+
+
+@get("/health", summary="State of every part", tags=["probes"])
 async def health(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     """Answer 503 when serving itself is broken, else 200 with ``ok``, or ``degraded`` and which part."""
     checker: HealthChecker = request.app.state.health
@@ -119,7 +147,7 @@ async def health(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     return Response(body, status_code=503 if status == "down" else 200)
 
 
-@get("/version", summary="What is running")
+@get("/version", summary="What is running", tags=["probes"])
 async def versions(request: Request[Any, Any, State]) -> dict[str, Any]:
     """Answer with the gateway's and MLflow's versions, and each agent's content hash and model."""
     executor: AgentExecutor = request.app.state.executor

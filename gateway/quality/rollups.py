@@ -16,7 +16,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import PoolTimeout
 
 from gateway.errors import ServiceUnavailable
-from gateway.http.errors import ErrorBody
+from gateway.http.errors import OpenAIErrorBody
 from gateway.quality.links import MlflowLinks, conversation_url, trace_url
 from gateway.storage.database import Pool
 from gateway.tracing.ledger import FUNNEL, MEANING, State
@@ -261,9 +261,11 @@ async def report_of(request: Request[Any, Any, AppState]) -> QualityReport:
 
 @get(
     "/v1/quality",
+    opt={"scope": "ops"},
+    tags=["operations"],
     summary="How good the answers are",
     description="The last hour and the last day: pass shares and means by agent and scorer, the ledger, failures.",
-    responses={503: ResponseSpec(ErrorBody, description="The database is away.")},
+    responses={503: ResponseSpec(OpenAIErrorBody, description="The database is away.")},
 )
 async def quality(request: Request[Any, Any, AppState]) -> QualityReport:
     """Answer with the figures of the last hour and the last day."""

@@ -5,47 +5,41 @@ model would (`View`) and says what comes next: a text, one tool `Call`, or sever
 that decision into what a real model would have sent, so everything around it (runner, tools, sessions, streaming,
 tracing) is exercised for real.
 
+What a request brings along is beyond a decider, so `OfflineModel` sees to it: it calls the client's own tools where the
+user speaks of them, and puts an answer into the JSON that the client asked for.
+
 It is no intelligence: whatever answers with it is labelled as offline, and a configured model always takes its place.
 """
 
 from __future__ import annotations
 
 import ast
-import itertools
+import asyncio
 import json
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
-from agents import Model, ModelResponse, TResponseInputItem, Usage
+from agents import Agent, Handoff, Model, ModelResponse, ModelSettings, Tool, TResponseInputItem, Usage
+from agents.agent_output import AgentOutputSchemaBase
 from agents.items import TResponseOutputItem, TResponseStreamEvent
 from openai.types.responses import (
     Response,
-    ResponseCompletedEvent,
-    ResponseContentPartAddedEvent,
-    ResponseContentPartDoneEvent,
-    ResponseCreatedEvent,
-    ResponseFunctionCallArgumentsDeltaEvent,
-    ResponseFunctionCallArgumentsDoneEvent,
     ResponseFunctionToolCall,
-    ResponseInProgressEvent,
-    ResponseOutputItemAddedEvent,
-    ResponseOutputItemDoneEvent,
     ResponseOutputMessage,
-    ResponseOutputText,
     ResponseTextDeltaEvent,
-    ResponseTextDoneEvent,
     ResponseUsage,
 )
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
+from gateway.runs.filling import answer_from, arguments_from
+from gateway.runs.offline_events import message_text, response_events, text_part
+from gateway.runs.offline_tools import choose_client_tool, is_client_tool
+
 CHARACTERS_PER_TOKEN = 4
 """The usual rule of thumb for English text; the offline model has no tokenizer to count with."""
-
-_WORD = re.compile(r"\S+\s*|\s+")
 
 
 @dataclass(frozen=True, init=False)
@@ -119,7 +113,7 @@ class View:
                 case "function_call":
                     calls[item["call_id"]] = item
                 case "function_call_output" if call := calls.get(item["call_id"]):
-                    result = ToolResult(call["name"], _arguments(call["arguments"]), _text(item["output"]))
+                    result = ToolResult(call["name"], _arguments(call["arguments"]), _text(item.get("output")))
                     view.tool_results_this_turn.append(result)
         return view
 
@@ -131,6 +125,9 @@ Decider: TypeAlias = Callable[[View], str | Call | list[Call]]
 class OfflineModel(Model):
     """Plays the language model by asking a decider: the same conversation always gets the same answer.
 
+    A tool that the client brought along (`is_client_tool`) is called when the user speaks of it; what it gave is then
+    repeated in a plain sentence. With an output schema, each text becomes JSON that is valid against it.
+
     Token usage is an estimate, about one token per 4 characters: the input counts the instructions, the messages and
     the tool calls and outputs in the history (tool definitions are left out), the output counts the answer or the
     tool arguments. Only ids and the creation time differ between two equal calls; call ids never repeat.
@@ -138,21 +135,29 @@ class OfflineModel(Model):
     Args:
         decide: the decider; it must be quick and free of side effects, since it runs on the event loop.
         name: the model name written into responses.
+        pause_s: seconds to wait after each word of a stream.
     """
 
-    def __init__(self, decide: Decider, name: str = "offline") -> None:
+    def __init__(self, decide: Decider, name: str = "offline", pause_s: float = 0.0) -> None:
         self.name = name
         self._decide = decide
+        self._pause_s = pause_s
 
     async def get_response(
         self,
         system_instructions: str | None,
         input: str | list[TResponseInputItem],  # noqa: A002 - the SDK's name for it
-        *_settings: Any,
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Agent[Any]]],
+        *_tracing: Any,
         **_options: Any,
     ) -> ModelResponse:
         """Answer in one piece."""
-        output, usage = self._answer(system_instructions, input)
+        view = View.of(input)
+        output = self._output(view, model_settings, tools, output_schema, handoffs)
+        usage = _usage(system_instructions, view, output)
         return ModelResponse(
             output=output,
             usage=Usage(
@@ -168,11 +173,16 @@ class OfflineModel(Model):
         self,
         system_instructions: str | None,
         input: str | list[TResponseInputItem],  # noqa: A002 - the SDK's name for it
-        *_settings: Any,
+        model_settings: ModelSettings,
+        tools: list[Tool],
+        output_schema: AgentOutputSchemaBase | None,
+        handoffs: list[Handoff[Any, Agent[Any]]],
+        *_tracing: Any,
         **_options: Any,
     ) -> AsyncIterator[TResponseStreamEvent]:
         """Answer as a stream of Responses events, a text word by word."""
-        output, usage = self._answer(system_instructions, input)
+        view = View.of(input)
+        output = self._output(view, model_settings, tools, output_schema, handoffs)
         started = Response(
             id=_new_id("resp"),
             created_at=int(time.time()),
@@ -184,33 +194,59 @@ class OfflineModel(Model):
             tool_choice="auto",
             tools=[],
         )
-        for event in _events(started, output, usage):
+        for event in response_events(started, output, _usage(system_instructions, view, output)):
             yield event
+            if isinstance(event, ResponseTextDeltaEvent):
+                # Even without a pause: other streams get their turn between two words.
+                await asyncio.sleep(self._pause_s)
 
-    def _answer(self, instructions: str | None, model_input: str | Sequence[Any]) -> tuple[list[Any], ResponseUsage]:
-        view = View.of(model_input)
+    def _output(
+        self,
+        view: View,
+        settings: ModelSettings,
+        tools: Sequence[Tool],
+        schema: AgentOutputSchemaBase | None,
+        handoffs: Sequence[Handoff[Any, Agent[Any]]],
+    ) -> list[TResponseOutputItem]:
+        decision = _repeated(view, tools, handoffs) or self._decision(view, tools, settings.tool_choice)
+        if isinstance(decision, str):
+            if schema is not None and not schema.is_plain_text():
+                decision = json.dumps(answer_from(decision, schema.json_schema()), ensure_ascii=False)
+            return [_message(decision)]
+        return [_function_call(call) for call in decision]
+
+    def _decision(self, view: View, tools: Sequence[Tool], tool_choice: Any) -> str | list[Call]:
         decision = self._decide(view)
         if isinstance(decision, Call):
             decision = [decision]
-        output: list[TResponseOutputItem]
-        if isinstance(decision, str):
-            output = [_message(decision)]
-            characters = len(decision)
-        else:
-            calls = [_function_call(call) for call in decision]
-            output = list(calls)
-            characters = sum(len(call.name) + len(call.arguments) for call in calls)
-        return output, _usage(len(instructions or "") + _characters(view.history), characters)
+        if view.history and view.history[-1].get("role") == "user":
+            decided = [] if isinstance(decision, str) else [call.name for call in decision]
+            if tool := choose_client_tool(view.last_user, tools, tool_choice, decided):
+                return [Call(tool.name, **arguments_from(view.last_user, tool.params_json_schema))]
+        return decision
+
+
+def _repeated(view: View, tools: Sequence[Tool], handoffs: Sequence[Handoff[Any, Agent[Any]]]) -> str | None:
+    """What the client's tools gave, in words; None unless one of them was the last that was called.
+
+    A tool that nobody knows is taken for one of the client, who need not bring it again along with its output.
+    """
+    own = {tool.name for tool in tools if not is_client_tool(tool)} | {handoff.tool_name for handoff in handoffs}
+    results = [result for result in view.tool_results_this_turn if result.name not in own and not _is_handoff(result)]
+    if not results or results[-1] is not view.tool_results_this_turn[-1]:
+        return None
+    return " ".join(f"{result.name} says: {result.output.strip().rstrip('.') or 'nothing'}." for result in results)
+
+
+def _is_handoff(result: ToolResult) -> bool:
+    """Whether the SDK answered a handoff with it, to an agent that may not know the handoff by name."""
+    return result.output.startswith('{"assistant": ')
 
 
 def _message(text: str) -> ResponseOutputMessage:
     return ResponseOutputMessage(
-        id=_new_id("msg"), type="message", role="assistant", status="completed", content=[_part(text)]
+        id=_new_id("msg"), type="message", role="assistant", status="completed", content=[text_part(text)]
     )
-
-
-def _part(text: str) -> ResponseOutputText:
-    return ResponseOutputText(type="output_text", text=text, annotations=[], logprobs=[])
 
 
 def _function_call(call: Call) -> ResponseFunctionToolCall:
@@ -224,86 +260,16 @@ def _function_call(call: Call) -> ResponseFunctionToolCall:
     )
 
 
-def _usage(input_characters: int, output_characters: int) -> ResponseUsage:
+def _usage(instructions: str | None, view: View, output: Sequence[TResponseOutputItem]) -> ResponseUsage:
     # Rounded up, so that nothing that was sent counts as free.
-    input_tokens = -(-input_characters // CHARACTERS_PER_TOKEN)
-    output_tokens = -(-output_characters // CHARACTERS_PER_TOKEN)
+    input_tokens = -(-(len(instructions or "") + _characters(view.history)) // CHARACTERS_PER_TOKEN)
+    output_tokens = -(-sum(map(_length, output)) // CHARACTERS_PER_TOKEN)
     return ResponseUsage(
         input_tokens=input_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
         output_tokens=output_tokens,
         output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
         total_tokens=input_tokens + output_tokens,
-    )
-
-
-def _events(
-    started: Response, output: Sequence[TResponseOutputItem], usage: ResponseUsage
-) -> Iterator[TResponseStreamEvent]:
-    """All events of one response; `started` is the response before it has any output."""
-    number = itertools.count()
-    yield ResponseCreatedEvent(type="response.created", response=started, sequence_number=next(number))
-    yield ResponseInProgressEvent(type="response.in_progress", response=started, sequence_number=next(number))
-    for index, item in enumerate(output):
-        if isinstance(item, ResponseOutputMessage):
-            yield from _message_events(item, index, number)
-        elif isinstance(item, ResponseFunctionToolCall):
-            yield from _call_events(item, index, number)
-    # Copies here and above: a consumer that rewrites one event in place must not change another.
-    completed = started.model_copy(
-        update={"status": "completed", "output": [item.model_copy() for item in output], "usage": usage}
-    )
-    yield ResponseCompletedEvent(type="response.completed", response=completed, sequence_number=next(number))
-
-
-def _message_events(
-    message: ResponseOutputMessage, index: int, number: Iterator[int]
-) -> Iterator[TResponseStreamEvent]:
-    text = "".join(part.text for part in message.content if isinstance(part, ResponseOutputText))
-    place: dict[str, Any] = {"item_id": message.id, "output_index": index, "content_index": 0}
-    yield ResponseOutputItemAddedEvent(
-        type="response.output_item.added",
-        item=message.model_copy(update={"content": [], "status": "in_progress"}),
-        output_index=index,
-        sequence_number=next(number),
-    )
-    yield ResponseContentPartAddedEvent(
-        type="response.content_part.added", part=_part(""), sequence_number=next(number), **place
-    )
-    for word in _WORD.findall(text):
-        yield ResponseTextDeltaEvent(
-            type="response.output_text.delta", delta=word, logprobs=[], sequence_number=next(number), **place
-        )
-    yield ResponseTextDoneEvent(
-        type="response.output_text.done", text=text, logprobs=[], sequence_number=next(number), **place
-    )
-    yield ResponseContentPartDoneEvent(
-        type="response.content_part.done", part=_part(text), sequence_number=next(number), **place
-    )
-    yield ResponseOutputItemDoneEvent(
-        type="response.output_item.done", item=message, output_index=index, sequence_number=next(number)
-    )
-
-
-def _call_events(call: ResponseFunctionToolCall, index: int, number: Iterator[int]) -> Iterator[TResponseStreamEvent]:
-    place: dict[str, Any] = {"item_id": call.id, "output_index": index}
-    yield ResponseOutputItemAddedEvent(
-        type="response.output_item.added",
-        item=call.model_copy(update={"arguments": "", "status": "in_progress"}),
-        output_index=index,
-        sequence_number=next(number),
-    )
-    yield ResponseFunctionCallArgumentsDeltaEvent(
-        type="response.function_call_arguments.delta", delta=call.arguments, sequence_number=next(number), **place
-    )
-    yield ResponseFunctionCallArgumentsDoneEvent(
-        type="response.function_call_arguments.done",
-        arguments=call.arguments,
-        sequence_number=next(number),
-        **place,
-    )
-    yield ResponseOutputItemDoneEvent(
-        type="response.output_item.done", item=call, output_index=index, sequence_number=next(number)
     )
 
 
@@ -329,6 +295,12 @@ def _characters(history: Sequence[Mapping[str, Any]]) -> int:
         len(_text(item.get("content"))) + len(item.get("arguments") or "") + len(_text(item.get("output")))
         for item in history
     )
+
+
+def _length(item: TResponseOutputItem) -> int:
+    if isinstance(item, ResponseFunctionToolCall):
+        return len(item.name) + len(item.arguments)
+    return len(message_text(item)) if isinstance(item, ResponseOutputMessage) else 0
 
 
 def _new_id(prefix: str) -> str:

@@ -1,21 +1,38 @@
-"""One live run, from the request to the committed turn and the finished trace."""
+"""Runs under way: from the request to the committed turn and the finished trace.
+
+Each run is a task of its own, that belongs to the runner and not to the connection it came over. So it can outlive its
+client, be ended by a newer request in another process, and always hands over a whole trace.
+"""
 
 import asyncio
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import psycopg
 import structlog
-from agents import Usage
 
 from gateway.crypto import Keys
-from gateway.errors import GatewayError, RunTimeout, ServiceUnavailable, SessionBusy
+from gateway.errors import (
+    GatewayError,
+    Overloaded,
+    RequestError,
+    RunCancelled,
+    RunTimeout,
+    ServiceUnavailable,
+    SessionBusy,
+)
 from gateway.plugins import AgentPlugin
-from gateway.runs.execution import AgentExecutor, answer_text
-from gateway.runs.sessions import SessionStore
+from gateway.runs.execution import AgentExecutor, Outcome
+from gateway.runs.history import join, open_calls
+from gateway.runs.pauses import PausedRuns
+from gateway.runs.requests import Run, RunRequest, RunResult, TokenUsage
+from gateway.runs.responses import ResponseStore, Status
+from gateway.runs.sessions import SessionStore, Statement, Turn
 from gateway.settings import Settings
+from gateway.storage.signals import STOP_RESPONSE, STOP_RUN, Signals
 from gateway.tracing.capture import RunCapture, SpanCapture
 from gateway.tracing.outbox import OutboxWriter
 from gateway.tracing.redaction import Redactor
@@ -24,37 +41,93 @@ from gateway.tracing.spans import SpanError, Trace
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What every accepted body is decoded into."""
-
-    items: list[Any]
-    """This turn's new input, as Responses items; never empty."""
-    agent: str | None = None
-    """``None``: the default agent."""
-    session_id: str | None = None
-    """``None``: a new session."""
-    user: str | None = None
+_STORE_FAILURE_S = 2.0  # for noting in the database that a run failed, when it may be the database that failed it
+_INTERRUPTED = "A newer request on this session ended this run. The session is as it was before it."
+CANCELLED = "The response was cancelled on request. The session is as it was before it."
+"""What the client of a run is told that was cancelled by its id."""
+_STOPPING = "The gateway is stopping. Send the request again."
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """A run that was answered."""
+class ActiveRun:
+    """A run under way, as its client sees it."""
 
-    answer: str
-    output: list[Any]
-    """Responses items that the run produced: messages, tool calls and their outputs."""
-    session_id: str
-    """As the client gave it, or as generated: send it again to go on."""
-    trace_id: str
-    sampled: bool
-    """Whether the trace is kept and scored."""
-    usage: Usage
-    agent: str
-    agent_version: str
-    model: str
-    offline: bool
+    def __init__(self, request: RunRequest, run: Run, capture: RunCapture):
+        self.request = request
+        self.run = run
+        self.capture = capture
+        self.begun = asyncio.Event()
+        """Set when the run has its session's turn, or has ended without it."""
+        self.took_turn = False
+        self.executed = False
+        """The agent was run; before that, a refusal is no run."""
+        self.settling = False
+        """Its turn is being stored: it can no longer be ended."""
+        self._events: list[dict[str, Any]] = []
+        self._news = asyncio.Event()
+        self._result: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._reason: GatewayError | None = None
+
+    async def result(self) -> RunResult:
+        """Wait for the end and return what came of it; raise the `GatewayError` that ended it.
+
+        Cancelling this wait does not end the run.
+        """
+        return await asyncio.shield(self._result)
+
+    async def events(self, wait_s: float) -> list[dict[str, Any]]:
+        """Return the item-level events since the last call, at once if there are any.
+
+        Returns none after ``wait_s`` seconds without one, and when the run is done.
+        """
+        if not self._events and not self.done:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait_s)
+        self._news.clear()
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self, reason: GatewayError) -> None:
+        """End the run at once; ``reason`` is what its client is told. Nothing happens if it has ended."""
+        if self._task is not None and not (self._task.done() or self.settling or self._reason):
+            self._reason = reason
+            self._task.cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended and its trace is handed over."""
+        return self._result.done()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Give an event to the client."""
+        self._events.append(event)
+        self._news.set()
+
+    def start(self, task: "asyncio.Task[None]") -> None:
+        """Take the task that carries the run out."""
+        self._task = task
+
+    def end(self, outcome: RunResult | GatewayError) -> None:
+        """Tell the client how the run ended."""
+        if isinstance(outcome, GatewayError):
+            self._result.set_exception(outcome)
+            self._result.exception()  # seen: the client may have left
+        else:
+            self._result.set_result(outcome)
+        self.begun.set()
+        self._news.set()
+
+    def counts(self, outcome: RunResult | GatewayError) -> bool:
+        """Whether it is a run for the ledger: not if it was refused before the agent ran."""
+        return self.executed or not isinstance(outcome, RequestError)
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call back when the run has ended, or at once if it has."""
+        self._result.add_done_callback(lambda _: call())
+
+    def reason(self, error: BaseException) -> GatewayError | None:
+        """Return why the run was cancelled, if that is what ``error`` says."""
+        return (self._reason or ServiceUnavailable(_STOPPING)) if isinstance(error, asyncio.CancelledError) else None
 
 
 class AgentRunner:
@@ -66,125 +139,324 @@ class AgentRunner:
         keys: Keys,
         executor: AgentExecutor,
         sessions: SessionStore,
+        responses: ResponseStore,
+        paused: PausedRuns,
+        signals: Signals,
         capture: SpanCapture,
         outbox: OutboxWriter,
         redactor: Redactor,
     ):
-        self._sample_rate = settings.sample_rate
-        self._timeout_s = settings.run_timeout_s
+        self._settings = settings
         self._sampling_key = keys.derive("sampling")
         self._executor = executor
         self._sessions = sessions
+        self._responses = responses
+        self._paused = paused
         self._capture = capture
         self._outbox = outbox
         self._redactor = redactor
-        self._running = 0
+        self._active: dict[str, ActiveRun] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._stopping = False
+        self.changed_at = time.time()
+        """When the process last became busy or idle, seconds since the epoch."""
+        signals.on(STOP_RUN, lambda trace_id: self.stop(trace_id, _INTERRUPTED))
+        signals.on(STOP_RESPONSE, lambda trace_id: self.stop(trace_id, CANCELLED))
 
-    async def idle(self) -> None:
-        """Wait until no run is under way, cancelled ones included: until then traces are still to come."""
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way."""
+        return bool(self._active)
+
+    async def end(self, within_s: float) -> None:
+        """Take no more runs, let those under way finish for ``within_s``, then end them and wait for their traces."""
+        self._stopping = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), within_s)
+        for active in list(self._active.values()):
+            active.cancel(ServiceUnavailable(_STOPPING))
         await self._idle.wait()
 
     async def run(self, request: RunRequest) -> RunResult:
-        """Run the agent and return its answer.
+        """Run the agent and return its answer; the errors are those of `start` and `ActiveRun.result`."""
+        return await (await self.start(request)).result()
+
+    async def start(self, request: RunRequest) -> ActiveRun:
+        """Begin a run.
 
         Raises:
             AgentNotFound: there is no such agent; nothing was stored.
+            InvalidRequest: the client's tools cannot be offered.
+            ResponseNotFound, ApprovalNotFound: what the request goes on with is not there.
+            Overloaded: there are as many runs as the process may have.
+            ServiceUnavailable: the process is stopping, or the database is away.
+
+        The run then ends with one of these, or a result:
             RunError: the run failed; the session is as it was, the trace is kept like any other.
-            SessionBusy: another run held the session for longer than this one's whole time.
+            SessionBusy: another run had the session for longer than this one's whole time, or the policy is to reject.
+            SessionNotFound: the session belongs to another key.
             ServiceUnavailable: the database is away; the session is as it was.
         """
+        self._admit()
         plugin = self._executor.plugin(request.agent)
-        session_id = request.session_id or f"s-{uuid.uuid4().hex}"
-        run = self._begin(plugin, request, session_id)
+        self._executor.check(plugin, request.options)
         try:
-            output, usage = await self._answer(plugin, request, run)
-        except BaseException as error:
-            run.answer = None
-            self._finish(run, _run_error(error))
-            if isinstance(error, GatewayError):
-                error.trace_id = run.trace.trace_id
-            raise
-        self._finish(run, None)
-        model = self._executor.model(plugin.name)
-        return RunResult(
-            answer=run.answer or "",
-            output=output,
-            session_id=session_id,
-            trace_id=run.trace.trace_id,
-            sampled=run.sampled,
-            usage=usage,
-            agent=plugin.name,
-            agent_version=plugin.version,
-            model=model.name,
-            offline=model.offline,
-        )
+            session_id, follows = await self._place(request)
+            self._admit()  # others may have come in the meantime
+            active = self._begin(plugin, request, session_id)
+            if request.render and (request.background or request.stream):
+                await self._store(active, "in_progress", request.render(active.run, None))
+        except psycopg.OperationalError as error:
+            raise _database_away(error) from error
+        active.start(asyncio.create_task(self._carry_out(active, plugin, follows), name=active.run.trace_id))
+        return active
 
-    def _begin(self, plugin: AgentPlugin, request: RunRequest, session_id: str) -> RunCapture:
+    def stop(self, trace_id: str, reason: str) -> None:
+        """End the run of that trace, if it is under way in this process."""
+        if active := self._active.get(trace_id):
+            active.cancel(RunCancelled(reason))
+
+    def _admit(self) -> None:
+        if self._stopping:
+            raise ServiceUnavailable(_STOPPING)
+        if len(self._active) >= self._settings.max_concurrent_runs:
+            raise Overloaded(
+                f"This process has {len(self._active)} runs under way, which is all it may have. Try again shortly."
+            )
+
+    async def _place(self, request: RunRequest) -> tuple[str, int | None]:
+        """Return the session of a request, and the turn that it follows, if that need not be the last one."""
+        if request.previous_response_id is not None:
+            place = await self._responses.place(request.previous_response_id, request.key_id)
+            return place.session_id, place.turn
+        if request.session_id is not None:
+            return request.session_id, None
+        if request.approvals:
+            return await self._paused.session_of(request.approvals[0].approval_id, request.key_id), None
+        return f"s-{uuid.uuid4().hex}", None
+
+    def _begin(self, plugin: AgentPlugin, request: RunRequest, session_id: str) -> ActiveRun:
         stored_id = self._redactor.identifier(session_id, "session")
+        model = self._executor.model(plugin.name)
+        now = time.time()
         trace = Trace(
             trace_id=f"tr-{uuid.uuid4().hex}",
             agent=plugin.name,
             agent_version=plugin.version,
             session_id=stored_id,
             user_id=self._redactor.identifier(request.user, "user") if request.user else None,
-            offline=self._executor.model(plugin.name).offline,
-            inclusion_probability=self._sample_rate,
-            started_ns=time.time_ns(),
+            key_id=request.key_id,
+            offline=model.offline,
+            inclusion_probability=self._settings.sample_rate,
+            started_ns=int(now * 1e9),
         )
-        sampled = keep_session(self._sampling_key, stored_id, self._sample_rate)
-        run = RunCapture(trace, request.items, sampled=sampled)
-        self._capture.begin(run)
-        self._running += 1
+        sampled = keep_session(self._sampling_key, stored_id, self._settings.sample_rate)
+        capture = RunCapture(trace, request.items, sampled=sampled, client_tools=request.options.client_tools)
+        self._capture.begin(capture)
+        run = Run(
+            trace_id=trace.trace_id,
+            session_id=session_id,
+            agent=plugin.name,
+            agent_version=plugin.version,
+            model=model.name,
+            offline=model.offline,
+            sampled=sampled,
+            created_at=now,
+        )
+        active = ActiveRun(request, run, capture)
+        if not self._active:
+            self.changed_at = now
+        self._active[trace.trace_id] = active
         self._idle.clear()
-        return run
+        return active
 
-    def _finish(self, run: RunCapture, error: SpanError | None) -> None:
-        self._capture.end(run)
-        run.trace.ended_ns = time.time_ns()
-        run.trace.error = error
-        self._outbox.offer(run)
-        self._running -= 1
-        if not self._running:
+    async def _carry_out(self, active: ActiveRun, plugin: AgentPlugin, follows: int | None) -> None:
+        """Run to the end, whatever that is; tell the client and hand over the trace."""
+        outcome: RunResult | GatewayError
+        try:
+            outcome = await self._answer(active, plugin, follows)
+            error = None
+        except BaseException as raised:  # noqa: BLE001 - the task ends here, and its client must hear of it
+            outcome = active.reason(raised) or _public(raised)
+            error = _trace_error(raised, outcome)
+            if active.counts(outcome):
+                outcome.trace_id = active.run.trace_id
+            active.capture.answer = None
+            await self._store_failure(active, outcome)
+        self._finish(active, error, counts=active.counts(outcome))
+        active.end(outcome)
+
+    def _finish(self, active: ActiveRun, error: SpanError | None, *, counts: bool) -> None:
+        capture = active.capture
+        self._capture.end(capture)
+        capture.trace.ended_ns = time.time_ns()
+        capture.trace.error = error
+        if counts:
+            self._outbox.offer(capture)
+        self._active.pop(active.run.trace_id)
+        if not self._active:
+            self.changed_at = time.time()
             self._idle.set()
 
-    async def _answer(self, plugin: AgentPlugin, request: RunRequest, run: RunCapture) -> tuple[list[Any], Usage]:
-        """Take the session's turn, run, commit; return the new items and the usage."""
-        waiting = True
-        limit = f"{self._timeout_s:g} s"
+    async def _answer(self, active: ActiveRun, plugin: AgentPlugin, follows: int | None) -> RunResult:
+        """Take the session's turn, run, commit; return what the client gets."""
+        timeout_s = self._settings.run_timeout_s
         try:
-            async with (
-                asyncio.timeout(self._timeout_s) as deadline,
-                self._sessions.turn(run.trace.session_id) as turn,
-            ):
-                waiting = False
-                result = await self._executor.execute(plugin, turn.history + request.items, run)
-                # Not `result.to_input_list()`: a handoff may have rewritten the history that it begins with.
-                output = [item.to_input_item() for item in result.new_items]
-                run.answer = answer_text(result.final_output)
-                deadline.reschedule(None)  # the run is done: a turn that is stored must not be answered as too late
-                await self._sessions.commit(turn, request.items + output)
-                return output, result.context_wrapper.usage
+            async with asyncio.timeout(timeout_s) as deadline, AsyncExitStack() as stack:
+                turn = await self._turn(active, follows, stack)
+                active.took_turn = True
+                active.begun.set()
+                outcome = await self._execute(active, plugin, turn)
+                result = _result(active.run, outcome)
+                # The run is done: a turn that is stored must not be answered as too late, nor as cancelled.
+                deadline.reschedule(None)
+                active.settling = True
+                await self._commit(active, turn, outcome, result)
+                return result
         except psycopg.OperationalError as error:
-            log.error("database away", error=str(error))
-            raise ServiceUnavailable(
-                "The gateway cannot reach its database, so it cannot load or keep the session. Try again shortly."
-            ) from error
+            raise _database_away(error) from error
         except TimeoutError:
-            if waiting:
+            if not active.took_turn:
                 raise SessionBusy(
-                    f"Another request held this session's turn for {limit}. Send one turn at a time, or try again."
+                    f"Another request held this session's turn for {timeout_s:g} s. Send one turn at a time, or try "
+                    "again."
                 ) from None
             raise RunTimeout(
-                f"The run took longer than {limit}. Ask for less at once, or raise GATEWAY_RUN_TIMEOUT_S."
+                f"The run took longer than {timeout_s:g} s. Ask for less at once, or raise GATEWAY_RUN_TIMEOUT_S."
             ) from None
 
+    async def _turn(self, active: ActiveRun, follows: int | None, stack: AsyncExitStack) -> Turn:
+        """Return the turn that the run is to have, held until ``stack`` is left if it is to be remembered."""
+        request, session_id, owner = active.request, active.capture.trace.session_id, active.run.trace_id
+        if not request.remember and not request.approvals:
+            earlier = await self._sessions.peek(
+                session_id, key_id=request.key_id, last=follows, continues=request.answers_calls
+            )
+            return Turn(session_id, 0, owner, request.key_id, earlier)
+        if follows is None:
+            return await stack.enter_async_context(
+                self._sessions.turn(
+                    session_id,
+                    owner,
+                    key_id=request.key_id,
+                    policy=self._settings.session_policy,
+                    continues=request.answers_calls,
+                )
+            )
+        turn = await stack.enter_async_context(
+            self._sessions.after(session_id, follows, owner, key_id=request.key_id, continues=request.answers_calls)
+        )
+        if turn.session_id != session_id:
+            self._move(active, turn.session_id)
+        return turn
 
-def _run_error(error: BaseException) -> SpanError:
+    def _move(self, active: ActiveRun, session_id: str) -> None:
+        """Let the run belong to a fork of its session from the start."""
+        active.run.session_id = active.capture.trace.session_id = session_id
+        active.run.sampled = active.capture.sampled = keep_session(
+            self._sampling_key, session_id, self._settings.sample_rate
+        )
+
+    async def _execute(self, active: ActiveRun, plugin: AgentPlugin, turn: Turn) -> Outcome:
+        request = active.request
+        emit = active.emit if request.stream else None
+        if request.approvals:
+            resumed = await self._paused.take(turn, request.approvals)
+            plugin = self._executor.plugin(resumed.agent)
+            active.executed = True
+            outcome = await self._executor.resume(
+                plugin, resumed.snapshot, resumed.decisions, active.capture, request.options, emit
+            )
+        else:
+            history = turn.history if request.transcript is None else request.transcript
+            items = join(history, request.items)
+            active.executed = True
+            outcome = await self._executor.execute(plugin, items, active.capture, request.options, emit)
+        active.capture.answer = outcome.answer
+        active.capture.left_open = outcome.items if outcome.answer is None else []
+        return outcome
+
+    async def _commit(self, active: ActiveRun, turn: Turn, outcome: Outcome, result: RunResult) -> None:
+        """Keep the turn, the response and the paused run, all or none."""
+        request, run = active.request, active.run
+        remember = request.remember or bool(request.approvals)
+        also: list[Statement] = []
+        if remember and open_calls(turn.history):
+            also += self._paused.drop(turn)
+        if remember and outcome.snapshot is not None:
+            also += self._paused.keep(turn, run.trace_id, run.agent, outcome.snapshot, outcome.approvals)
+        if request.render is not None:
+            body = request.render(run, result)
+            also.append(self._response(active, "completed", body, turn.number if remember else None))
+        if remember:
+            await self._sessions.commit(
+                turn,
+                [*request.items, *outcome.items],
+                trace_id=run.trace_id,
+                user_id=active.capture.trace.user_id,
+                continues=request.answers_calls,
+                also=also,
+            )
+        elif also:
+            await self._responses.execute(also)
+
+    def _response(self, active: ActiveRun, status: Status, body: dict[str, Any], turn: int | None) -> Statement:
+        trace = active.capture.trace
+        return self._responses.put(
+            active.run,
+            active.request,
+            body,
+            status=status,
+            session_id=trace.session_id,
+            user_id=trace.user_id,
+            turn=turn,
+        )
+
+    async def _store(self, active: ActiveRun, status: Status, body: dict[str, Any]) -> None:
+        await self._responses.execute([self._response(active, status, body, None)])
+
+    async def _store_failure(self, active: ActiveRun, error: GatewayError) -> None:
+        """Note in the stored response that its run failed, so that nobody waits for it."""
+        request = active.request
+        if request.render is None or not (request.background or request.stream):
+            return
+        status: Status = "cancelled" if isinstance(error, RunCancelled) else "failed"
+        try:
+            async with asyncio.timeout(_STORE_FAILURE_S):
+                await self._store(active, status, request.render(active.run, error))
+        except (psycopg.Error, TimeoutError) as problem:
+            log.warning("a failed response could not be stored", trace_id=active.run.trace_id, error=str(problem))
+
+
+def _result(run: Run, outcome: Outcome) -> RunResult:
+    return RunResult(
+        run=run,
+        answer=outcome.answer or "",
+        output=outcome.output,
+        usage=TokenUsage(*outcome.usage),
+        completed_at=time.time(),
+        approvals=outcome.approvals,
+    )
+
+
+def _database_away(error: Exception) -> ServiceUnavailable:
+    log.error("database away", error=str(error))
+    return ServiceUnavailable(
+        "The gateway cannot reach its database, so it cannot load or keep the session. Try again shortly."
+    )
+
+
+def _public(error: BaseException) -> GatewayError:
+    """Return the error that the client is told."""
+    if isinstance(error, GatewayError):
+        return error
+    log.error("unexpected error in a run", exc_info=error)
+    return GatewayError("The gateway failed on this request; its log says why.")
+
+
+def _trace_error(error: BaseException, told: GatewayError) -> SpanError:
     """Return what the trace says of a run that was not answered."""
     if isinstance(error, asyncio.CancelledError):
-        return SpanError("CANCELLED", "The run was cancelled before it was answered.")
-    if isinstance(error, GatewayError):
-        return SpanError(error.code, str(error.__cause__ or error))
-    return SpanError(type(error).__name__, str(error))
+        return SpanError("CANCELLED", str(told))
+    return SpanError(told.code, str(error.__cause__ or error))

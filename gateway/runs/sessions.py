@@ -1,143 +1,419 @@
-"""Conversation memory: one read and one write a run, one run at a time a session.
+"""Conversation memory: one run at a time a session, in the order of arrival, over all web processes.
 
 A session's history is a row a turn, encrypted and bound to its place. A run takes the session's turn first: a row of
-``sessions`` names the owner and a time after which the turn is free again, should its owner have died. Another run
-waits for it, in this process or any other. Nothing is written until the run has succeeded; a failed run leaves the
+``sessions`` names the owner, its process, and a time after which the turn is free again. The turn of a process that
+died is free at once, since its advisory lock is gone (`gateway.storage.signals`). Who finds the turn taken queues in
+``session_waiters`` and is woken by a signal. Nothing is written until the run has succeeded; a failed run leaves the
 session as it was.
 """
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 import psycopg
 import structlog
 
 from gateway.crypto import Cipher
-from gateway.errors import SessionBusy
+from gateway.errors import RunCancelled, SessionBusy, SessionNotFound
 from gateway.storage.database import Pool
+from gateway.storage.schema import ANONYMOUS
+from gateway.storage.signals import LIVING, RECONNECTED, STOP_RUN, TURN_FREE, Signals
 
 log = structlog.get_logger(__name__)
 
-_FIRST_WAIT_S = 0.02
-_LONGEST_WAIT_S = 0.25
+Policy = Literal["enqueue", "reject", "interrupt"]
+Statement = tuple[str, Sequence[Any]]
+"""A statement and its parameters, run in the transaction of a commit."""
+
+_LOOK_AGAIN_S = 1.0  # a signal may be missed, so a waiter looks by itself as well
+_TICKET_S = 5.0  # how long a waiter that no longer looks (its process died) keeps its place
 _GIVE_BACK_WAIT_S = 1.0  # with the database away the client is waiting for its 503
+_NO_TICKET = 2**62  # behind all who wait
 
 
+@dataclass(frozen=True)
+class StoredTurn:
+    """A turn as it is stored."""
+
+    number: int
+    trace_id: str | None
+    """Trace of the run that gave it; ``None`` if an earlier version stored it."""
+    created_at: datetime
+    items: list[Any]
+    """Responses items: what the client sent, then what the run produced."""
+    continues: bool = False
+    """It answers tool calls or approvals of the turn before."""
+
+
+@dataclass
 class Turn:
     """A session's turn while a run holds it."""
 
-    def __init__(self, session_id: str, number: int, owner: str, history: list[Any]):
-        self.session_id = session_id
-        self.number = number
-        """Number of this turn, the first is 1."""
-        self.owner = owner
-        self.history = history
-        """Responses items of the earlier turns, oldest first, whole turns only."""
-        self.committed = False
+    session_id: str
+    number: int
+    """Number of this turn, the first is 1."""
+    owner: str
+    key_id: str = ANONYMOUS
+    earlier: list[StoredTurn] = field(default_factory=list)
+    """The turns that the run sees, oldest first, whole ones only."""
+    copied: bool = False
+    """The earlier turns are another session's and become this one's at the commit."""
+    forked_from: str | None = None
+    settled: bool = False
+    """It was committed, or taken away."""
+
+    @property
+    def history(self) -> list[Any]:
+        """Responses items of the earlier turns, oldest first."""
+        return [item for turn in self.earlier for item in turn.items]
 
 
 class SessionStore:
-    """Reads and writes sessions."""
+    """Reads and writes sessions. One a web process."""
 
-    def __init__(self, pool: Pool, cipher: Cipher, *, history_turns: int, hold_s: float):
-        """Take the pool, the cipher of the items, and two bounds.
+    def __init__(self, pool: Pool, cipher: Cipher, signals: Signals, *, history_turns: int, hold_s: float):
+        """Take the parts, and two bounds.
 
         Args:
             pool: connections to the database.
             cipher: encrypts the items.
-            history_turns: earlier turns that a run sees at the most.
+            signals: tells when a turn is free.
+            history_turns: earlier turns that a run sees at the most; what answers a tool call counts with the call.
             hold_s: seconds after which a turn is free again if its owner never gave it back.
         """
         self._pool = pool
         self._cipher = cipher
+        self._signals = signals
         self._history_turns = history_turns
         self._hold_s = hold_s
+        self._sleepers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        signals.on(TURN_FREE, self._wake)
+        signals.on(RECONNECTED, self._wake_all)
 
     @asynccontextmanager
-    async def turn(self, session_id: str) -> AsyncIterator[Turn]:
+    async def turn(
+        self,
+        session_id: str,
+        owner: str,
+        *,
+        key_id: str = ANONYMOUS,
+        policy: Policy = "enqueue",
+        continues: bool = False,
+    ) -> AsyncIterator[Turn]:
         """Hold the session's turn; wait for it as long as the caller's own deadline allows.
 
         On leaving without `commit`, the session is as it was before.
+
+        Args:
+            session_id: as stored.
+            owner: id that is used once; ``STOP_RUN`` signals for it mean that the turn was taken away.
+            key_id: API key that the session belongs to, or will.
+            policy: what to do while another holds the turn.
+            continues: this turn answers tool calls or approvals of the one before, which it must see.
+
+        Raises:
+            SessionNotFound: the session belongs to another key.
+            SessionBusy: the turn is taken and ``policy`` is ``reject``.
+            RunCancelled: while this one waited, a newer request with ``policy`` ``interrupt`` came.
         """
-        owner = uuid.uuid4().hex
+        async with self._held(session_id, owner, key_id, policy) as turn:
+            turn.earlier = await self._read(session_id, turn.number - 1, continues=continues)
+            yield turn
+
+    @asynccontextmanager
+    async def after(
+        self, session_id: str, number: int, owner: str, *, key_id: str = ANONYMOUS, continues: bool = False
+    ) -> AsyncIterator[Turn]:
+        """Hold the turn that follows turn ``number``: the session's own if that was its last, else one of a fork.
+
+        A fork is a new session that begins with copies of the turns so far, so that both go on by themselves.
+        """
+        async with self._held_if_last(session_id, number, owner, key_id) as turn:
+            if turn is not None:
+                turn.earlier = await self._read(session_id, number, continues=continues)
+                yield turn
+                return
+        earlier = await self._read(session_id, number, continues=continues)
+        async with self._held(f"s-{owner.removeprefix('tr-')}", owner, key_id, "enqueue") as fork:
+            fork.number, fork.earlier, fork.copied, fork.forked_from = number + 1, earlier, True, session_id
+            yield fork
+
+    @asynccontextmanager
+    async def hold(self, session_id: str) -> AsyncIterator[None]:
+        """Keep everyone off a session: end the run that is under way on it, and take its turn.
+
+        Raises:
+            SessionNotFound: there is none.
+        """
+        async with self._held(session_id, uuid.uuid4().hex, None, "interrupt"):
+            yield
+
+    async def peek(
+        self, session_id: str, *, key_id: str = ANONYMOUS, last: int | None = None, continues: bool = False
+    ) -> list[StoredTurn]:
+        """Return the turns that a run which is not to be remembered sees; the arguments are those of `turn`.
+
+        Raises:
+            SessionNotFound: the session belongs to another key.
+        """
+        await self._check_owner(session_id, key_id)
+        return await self._read(session_id, 2**31 - 1 if last is None else last, continues=continues)
+
+    async def turns(self, session_id: str) -> list[StoredTurn]:
+        """Return all turns of a session, oldest first; none if there is no such session."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_READ_ALL, [session_id])
+            return self._decrypted(session_id, await cursor.fetchall())
+
+    async def commit(
+        self,
+        turn: Turn,
+        items: list[Any],
+        *,
+        trace_id: str | None = None,
+        user_id: str | None = None,
+        continues: bool = False,
+        also: Sequence[Statement] = (),
+    ) -> None:
+        """Write the turn's items and free the session, with everything in ``also`` or not at all.
+
+        Raises:
+            RunCancelled: a newer request took the turn away; nothing was written.
+            SessionBusy: the turn was held for so long that another run took it; nothing was written.
+        """
+        stored = self._encrypted(turn, turn.number, items)
+        mine = [turn.number, user_id, turn.forked_from, turn.session_id, turn.owner, stored, trace_id, continues]
+        copies = turn.earlier if turn.copied else []
+        async with self._pool.connection() as connection, AsyncExitStack() as stack:
+            if copies or also:
+                await stack.enter_async_context(connection.transaction())
+            cursor = await connection.execute(_COMMIT, mine)
+            if await cursor.fetchone() is None:
+                raise await self._lost(connection, turn)
+            for each in copies:
+                content = self._encrypted(turn, each.number, each.items)
+                await connection.execute(
+                    _COPY, [turn.session_id, each.number, content, each.trace_id, each.continues, each.created_at]
+                )
+            for statement, parameters in also:
+                await connection.execute(statement, parameters)
+        turn.settled = True
+
+    def _encrypted(self, turn: Turn, number: int, items: list[Any]) -> bytes:
+        return self._cipher.encrypt(msgspec.json.encode(items), f"{turn.session_id}/{number}")
+
+    async def _lost(self, connection: psycopg.AsyncConnection[Any], turn: Turn) -> Exception:
+        cursor = await connection.execute("SELECT turn_owner FROM sessions WHERE session_id = %s", [turn.session_id])
+        if await cursor.fetchone() in {(turn.owner,), None}:  # still ours, but interrupted; or forgotten
+            return RunCancelled("A newer request on this session, or its deletion, ended this run; nothing was stored.")
+        return SessionBusy(
+            "The run took longer than a session's turn may be held, and another run has gone on with the session; "
+            "this run's turn was not stored. Send the request again."
+        )
+
+    @asynccontextmanager
+    async def _held(self, session_id: str, owner: str, key_id: str | None, policy: Policy) -> AsyncIterator[Turn]:
         turn = None
         try:
             # Inside, since a cancelled statement may have taken the turn before its answer was read.
-            turns = await self._take(session_id, owner)
-            turn = Turn(session_id, turns + 1, owner, await self._read(session_id, turns))
+            turns = await self._take(session_id, owner, key_id, _NO_TICKET)
+            if turns is None:
+                turns = await self._queue(session_id, owner, key_id, policy)
+            turn = Turn(session_id, turns + 1, owner, key_id or ANONYMOUS)
             yield turn
         finally:
-            if turn is None or not turn.committed:
+            if turn is None or not turn.settled:
                 # Shielded: a cancelled run must give the turn back, or the session would be stuck until it expires.
                 await asyncio.shield(self._give_back(session_id, owner))
 
-    async def commit(self, turn: Turn, items: list[Any]) -> None:
-        """Write the turn's items and free the session, in one statement.
+    @asynccontextmanager
+    async def _held_if_last(self, session_id: str, number: int, owner: str, key_id: str) -> AsyncIterator[Turn | None]:
+        """Hold the turn if it is free and turn ``number`` is the last one; give ``None`` otherwise, without waiting."""
+        turn = None
+        try:
+            if await self._take(session_id, owner, key_id, _NO_TICKET) == number:
+                turn = Turn(session_id, number + 1, owner, key_id)
+            else:
+                await self._give_back(session_id, owner)
+            yield turn
+        finally:
+            if turn is not None and not turn.settled:
+                await asyncio.shield(self._give_back(session_id, owner))
 
-        Raises:
-            SessionBusy: the turn was held for so long that another run took it; nothing was written.
-        """
-        stored = self._cipher.encrypt(msgspec.json.encode(items), f"{turn.session_id}/{turn.number}")
+    async def _take(self, session_id: str, owner: str, key_id: str | None, ticket: int) -> int | None:
+        """Take the turn if it is free and nobody waits before us; return how many turns there are already."""
+        parameters = {"session": session_id, "owner": owner, "key": key_id, "hold": self._hold_s, "ticket": ticket}
+        parameters["process"] = self._signals.process_id
         async with self._pool.connection() as connection:
-            written = await connection.execute(_COMMIT, [turn.session_id, turn.owner, stored])
-        if written.rowcount != 1:
-            raise SessionBusy(
-                "The run took longer than a session's turn may be held, and another run has gone on with the session; "
-                "this run's turn was not stored. Send the request again."
-            )
-        turn.committed = True
+            cursor = await connection.execute(_TAKE if key_id else _TAKE_KNOWN, parameters)
+            row = await cursor.fetchone()
+        return None if row is None else int(row[0])  # type: ignore[call-overload]
 
-    async def _take(self, session_id: str, owner: str) -> int:
-        """Take the turn and return how many turns there are already."""
-        wait_s = _FIRST_WAIT_S
-        while True:
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(_TAKE, [session_id, owner, self._hold_s])
-                if (row := await cursor.fetchone()) is not None:
-                    return int(row[0])  # type: ignore[call-overload,no-any-return]
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+    async def _queue(self, session_id: str, owner: str, key_id: str | None, policy: Policy) -> int:
+        """Wait in line for the turn; return how many turns there are."""
+        await self._check_owner(session_id, key_id)
+        if policy == "reject":
+            raise SessionBusy("Another request has this session's turn. Wait for its answer, then send this one again.")
+        free = asyncio.Event()
+        self._sleepers[session_id].add(free)
+        ticket = 0
+        try:
+            ticket = await self._draw_ticket(session_id, owner, interrupt=policy == "interrupt")
+            while (turns := await self._take(session_id, owner, key_id, ticket)) is None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(free.wait(), _LOOK_AGAIN_S)
+                free.clear()
+                await self._keep_place(ticket, session_id)
+                await self._check_owner(session_id, key_id)
+            return turns
+        finally:
+            self._sleepers[session_id].discard(free)
+            if not self._sleepers[session_id]:
+                del self._sleepers[session_id]
+            if ticket:
+                await asyncio.shield(self._leave(ticket))
 
-    async def _read(self, session_id: str, turns: int) -> list[Any]:
-        if not turns or not self._history_turns:
+    async def _check_owner(self, session_id: str, key_id: str | None) -> None:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("SELECT key_id FROM sessions WHERE session_id = %s", [session_id])
+            row = await cursor.fetchone()
+        if (row is None and key_id is None) or (row and key_id and row[0] != key_id):
+            raise SessionNotFound("There is no such session. Leave the session id out to begin a new one.")
+
+    async def _draw_ticket(self, session_id: str, owner: str, *, interrupt: bool) -> int:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_DRAW, [session_id, owner, _TICKET_S])
+            row = await cursor.fetchone()
+            ticket = int(row[0]) if row else 0  # type: ignore[call-overload]
+            if interrupt:
+                await connection.execute(_INTERRUPT, {"session": session_id, "ticket": ticket})
+        return ticket
+
+    async def _keep_place(self, ticket: int, session_id: str) -> None:
+        async with self._pool.connection() as connection:
+            kept = await connection.execute(_KEEP, [_TICKET_S, ticket])
+        if not kept.rowcount:
+            raise RunCancelled(f"A newer request took the place of this one in the line for session {session_id!r}.")
+
+    async def _leave(self, ticket: int) -> None:
+        with suppress(psycopg.OperationalError):  # the ticket runs out by itself
+            async with self._pool.connection(timeout=_GIVE_BACK_WAIT_S) as connection:
+                await connection.execute("DELETE FROM session_waiters WHERE ticket = %s", [ticket])
+
+    async def _read(self, session_id: str, last: int, *, continues: bool) -> list[StoredTurn]:
+        """Return the newest turns up to ``last``; a turn and those that answer its tool calls count as one."""
+        groups = self._history_turns + continues
+        if not last or not groups:
             return []
+        parameters = {"session": session_id, "last": last, "skip": groups - 1}
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_READ, [session_id, turns - self._history_turns])
-            rows = await cursor.fetchall()
-        items: list[Any] = []
-        for number, stored in rows:
-            items += msgspec.json.decode(self._cipher.decrypt(stored, f"{session_id}/{number}"))  # type: ignore[arg-type]
-        return items
+            cursor = await connection.execute(_READ, parameters)
+            return self._decrypted(session_id, await cursor.fetchall())
+
+    def _decrypted(self, session_id: str, rows: Sequence[Any]) -> list[StoredTurn]:
+        return [
+            StoredTurn(
+                number,
+                trace_id,
+                created_at,
+                msgspec.json.decode(self._cipher.decrypt(stored, f"{session_id}/{number}")),
+                continues,
+            )
+            for number, trace_id, created_at, stored, continues in rows
+        ]
 
     async def _give_back(self, session_id: str, owner: str) -> None:
         try:
             async with self._pool.connection(timeout=_GIVE_BACK_WAIT_S) as connection:
                 await connection.execute(_GIVE_BACK, {"session": session_id, "owner": owner})
+                await connection.execute(_TELL_WAITERS, {"session": session_id})
         except psycopg.OperationalError as error:  # what the run ended with matters more to its client
             log.warning("a session's turn could not be given back; it is free when its time is over", error=str(error))
 
+    def _wake(self, session_id: str) -> None:
+        for free in self._sleepers.get(session_id, ()):
+            free.set()
 
-_TAKE = """
-    INSERT INTO sessions (session_id, turn_owner, turn_until) VALUES (%s, %s, now() + make_interval(secs => %s))
-    ON CONFLICT (session_id) DO UPDATE SET turn_owner = excluded.turn_owner, turn_until = excluded.turn_until
-    WHERE sessions.turn_owner IS NULL OR sessions.turn_until < now()
+    def _wake_all(self, _: str) -> None:
+        for session_id in self._sleepers:
+            self._wake(session_id)
+
+
+_IS_FREE = f"""
+    (sessions.turn_owner IS NULL OR sessions.turn_until < now() OR sessions.turn_process NOT IN ({LIVING}))
+    AND NOT EXISTS (SELECT 1 FROM session_waiters AS waiter
+                    WHERE waiter.session_id = sessions.session_id AND waiter.ticket < %(ticket)s
+                      AND waiter.waiting_until > now())
+"""
+_TAKE = f"""
+    INSERT INTO sessions (session_id, key_id, turn_owner, turn_process, turn_until)
+    VALUES (%(session)s, %(key)s, %(owner)s, %(process)s, now() + make_interval(secs => %(hold)s))
+    ON CONFLICT (session_id) DO UPDATE SET turn_owner = excluded.turn_owner, turn_process = excluded.turn_process,
+        turn_until = excluded.turn_until, interrupted = false
+    WHERE sessions.key_id = excluded.key_id AND {_IS_FREE}
     RETURNING turns
 """
-_READ = "SELECT turn, items FROM session_turns WHERE session_id = %s AND turn > %s ORDER BY turn"
-_COMMIT = """
+_TAKE_KNOWN = f"""
+    UPDATE sessions SET turn_owner = %(owner)s, turn_process = %(process)s, interrupted = false,
+        turn_until = now() + make_interval(secs => %(hold)s)
+    WHERE session_id = %(session)s AND {_IS_FREE}
+    RETURNING turns
+"""
+_DRAW = """
+    INSERT INTO session_waiters (session_id, owner, waiting_until)
+    VALUES (%s, %s, now() + make_interval(secs => %s)) RETURNING ticket
+"""
+_KEEP = "UPDATE session_waiters SET waiting_until = now() + make_interval(secs => %s) WHERE ticket = %s"
+# The newest request counts: whoever has the turn and whoever waits for it is told to stop.
+_INTERRUPT = f"""
+    WITH passed AS (
+        DELETE FROM session_waiters WHERE session_id = %(session)s AND ticket < %(ticket)s RETURNING owner),
+    holder AS (
+        UPDATE sessions SET interrupted = true
+        WHERE session_id = %(session)s AND turn_owner IS NOT NULL RETURNING turn_owner AS owner)
+    SELECT pg_notify('gateway', '{STOP_RUN}:' || owner) FROM (TABLE passed UNION ALL TABLE holder) AS ended
+"""
+_READ = """
+    SELECT turn, trace_id, created_at, items, continues FROM session_turns
+    WHERE session_id = %(session)s AND turn <= %(last)s
+      AND turn >= coalesce((SELECT turn FROM session_turns
+                            WHERE session_id = %(session)s AND turn <= %(last)s AND NOT continues
+                            ORDER BY turn DESC OFFSET %(skip)s LIMIT 1), 0)
+    ORDER BY turn
+"""
+_READ_ALL = """
+    SELECT turn, trace_id, created_at, items, continues FROM session_turns WHERE session_id = %s ORDER BY turn
+"""
+_COMMIT = f"""
     WITH mine AS (
-        UPDATE sessions SET turns = turns + 1, turn_owner = NULL, turn_until = NULL
-        WHERE session_id = %s AND turn_owner = %s RETURNING session_id, turns)
-    INSERT INTO session_turns (session_id, turn, items) SELECT session_id, turns, %s FROM mine
+        UPDATE sessions SET turns = %s, turn_owner = NULL, turn_process = NULL, turn_until = NULL, used_at = now(),
+            ended_at = NULL, user_id = coalesce(user_id, %s), forked_from = coalesce(forked_from, %s)
+        WHERE session_id = %s AND turn_owner = %s AND NOT interrupted RETURNING session_id, turns),
+    stored AS (
+        INSERT INTO session_turns (session_id, turn, items, trace_id, continues)
+        SELECT session_id, turns, %s, %s, %s FROM mine RETURNING session_id AS id)
+    SELECT id, CASE WHEN EXISTS (SELECT 1 FROM session_waiters WHERE session_id = id)
+                    THEN pg_notify('gateway', '{TURN_FREE}:' || id)::text END
+    FROM stored
+"""
+_COPY = """
+    INSERT INTO session_turns (session_id, turn, items, trace_id, continues, created_at) VALUES (%s, %s, %s, %s, %s, %s)
 """
 # A session that never had a turn that succeeded is gone again, as if nothing had been asked.
 _GIVE_BACK = """
     WITH gone AS (
         DELETE FROM sessions WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns = 0)
-    UPDATE sessions SET turn_owner = NULL, turn_until = NULL
+    UPDATE sessions SET turn_owner = NULL, turn_process = NULL, turn_until = NULL, interrupted = false
     WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns > 0
+"""
+_TELL_WAITERS = f"""
+    SELECT pg_notify('gateway', '{TURN_FREE}:' || %(session)s)
+    WHERE EXISTS (SELECT 1 FROM session_waiters WHERE session_id = %(session)s)
 """

@@ -1,7 +1,7 @@
 """The job queue: Procrastinate on the database that is there anyway.
 
-The web process only wakes the evaluator; it knows the names below and nothing of the code behind them. There are two
-queues, so that a judge that takes its time never holds up the traces behind it.
+The web process only wakes the evaluator; it knows the names below and nothing of the code behind them. There are three
+queues, so that neither a judge that takes its time nor an outbox that never gets empty holds up what is behind it.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from gateway.storage.database import Pool
 
 TRACES_QUEUE = "traces"
 JUDGING_QUEUE = "judging"
+ERASING_QUEUE = "erasing"
 
 
 class Job(NamedTuple):
@@ -25,6 +26,7 @@ class Job(NamedTuple):
 DRAIN_OUTBOX = Job("drain_outbox", TRACES_QUEUE)
 JUDGE_TRACE = Job("judge_trace", JUDGING_QUEUE)
 SCORE_CONVERSATION = Job("score_conversation", JUDGING_QUEUE)
+ERASE = Job("erase", ERASING_QUEUE)
 
 
 async def open_queue(pool: Pool) -> App:

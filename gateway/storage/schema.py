@@ -223,12 +223,17 @@ erasures = Table(
     "erasures",
     metadata,
     Column("erasure_id", Text, primary_key=True),
+    Column("key_id", Text, comment="API key whose traces were meant; NULL: those of all keys"),
+    # Not the id: whoever is forgotten shall not stay as a name in the list of the forgotten.
+    Column("user_hash", LargeBinary, comment="SHA-256 of the user's id; NULL: a session was meant"),
     Column("sessions", JSONB, nullable=False, comment="ids of the sessions that were forgotten"),
     Column("trace_ids", JSONB, nullable=False, comment="traces that are to be removed from MLflow"),
     Column("removed", JSONB, nullable=False, comment="what was removed so far, by kind"),
     _time("requested_at"),
     _time("done_at", nullable=True),
     Index("ix_erasures_requested_at", "requested_at"),
+    Index("ix_erasures_user_hash", "user_hash"),
+    Index("ix_erasures_open", "requested_at", postgresql_where=text("done_at IS NULL")),
 )
 
 # A run that ends after its session was forgotten is caught by this on its way into the ledger.
@@ -236,6 +241,7 @@ erased_sessions = Table(
     "erased_sessions",
     metadata,
     Column("session_id", Text, primary_key=True),
+    Column("erasure_id", Text, nullable=False, comment="the last erasure that it was part of"),
     _time("erased_at"),
 )
 

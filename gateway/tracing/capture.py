@@ -43,14 +43,19 @@ _Captured = tuple[SdkSpan[Any], int, int]
 class RunCapture:
     """What one run leaves behind: its spans as the SDK made them, with our clock's times."""
 
-    def __init__(self, trace: Trace, turn_input: list[Any], *, sampled: bool):
-        """Take the trace's frame (ids and times; no spans yet) and this turn's new input items."""
+    def __init__(
+        self, trace: Trace, turn_input: list[Any], *, sampled: bool, client_tools: frozenset[str] = frozenset()
+    ):
+        """Take the trace's frame (ids and times; no spans yet), this turn's new input items, and the client's tools."""
         self.trace = trace
         self.turn_input = turn_input
         self.sampled = sampled
         """Whether the trace is kept; if not, only the ledger hears of the run."""
         self.answer: str | None = None
-        """Text of the final answer; ``None`` if the run failed."""
+        """Text of the final answer; ``None`` if the run failed or its last calls are left open."""
+        self.left_open: list[Any] = []
+        """Items of a run that ended with tool calls for the client or for a person to decide on."""
+        self.client_tools = client_tools
         self.spans: list[_Captured] = []
         self.started: dict[str, int] = {}
         self.tool_errors: dict[str, SpanError] = {}
@@ -117,10 +122,10 @@ def assemble(run: RunCapture) -> Trace:
         start_ns=trace.started_ns,
         end_ns=trace.ended_ns,
         inputs={"messages": messages.from_items(run.turn_input)},
-        outputs=None if run.answer is None else {"messages": [{"role": "assistant", "content": run.answer}]},
+        outputs=_root_outputs(run),
         error=trace.error,
     )
-    captured = sorted(run.spans, key=lambda entry: entry[1])
+    captured = sorted((entry for entry in run.spans if not _is_stand_in(entry, run)), key=lambda entry: entry[1])
     merged = _first_agent(captured)
     known = {span.span_id for span, _, _ in captured if span.span_id != merged}
     trace.spans = [root]
@@ -129,6 +134,18 @@ def assemble(run: RunCapture) -> Trace:
             parent = _short(span.parent_id) if span.parent_id in known else root.span_id
             trace.spans.append(_convert(span, parent, start_ns, end_ns, run.tool_errors.get(span.span_id)))
     return trace
+
+
+def _root_outputs(run: RunCapture) -> dict[str, Any] | None:
+    if run.answer is not None:
+        return {"messages": [{"role": "assistant", "content": run.answer}]}
+    return {"messages": [messages.answer(run.left_open)]} if run.left_open else None
+
+
+def _is_stand_in(captured: _Captured, run: RunCapture) -> bool:
+    """Whether the span is that of a tool which the client runs: here nothing was done."""
+    data = captured[0].span_data
+    return isinstance(data, FunctionSpanData) and data.name in run.client_tools
 
 
 def _first_agent(captured: Iterable[_Captured]) -> str | None:

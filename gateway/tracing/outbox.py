@@ -15,6 +15,7 @@ from procrastinate import App
 
 from gateway.crypto import Cipher
 from gateway.storage.database import Pool
+from gateway.storage.erasure import BESIDE_NO_ERASURE, user_hash
 from gateway.storage.queue import DRAIN_OUTBOX, enqueue_once
 from gateway.tracing.capture import RunCapture, assemble
 from gateway.tracing.ledger import State
@@ -139,24 +140,48 @@ class OutboxWriter:
         """Write a batch in one transaction. A batch that was written before its commit was heard of stays single."""
         async with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
             if prepared:
+                await cursor.execute(BESIDE_NO_ERASURE)
                 await cursor.executemany(_INSERT_RUN, [_run_row(item) for item in prepared])
-                traces = [(item.trace.trace_id, item.payload) for item in prepared if item.payload]
+                traces = [(item.payload, item.trace.trace_id) for item in prepared if item.payload]
                 await cursor.executemany(_INSERT_OUTBOX, traces)
             if drops:
                 rows = [(agent, reason, count) for (agent, reason), count in drops.items()]
                 await cursor.executemany("INSERT INTO run_drops (agent, reason, count) VALUES (%s, %s, %s)", rows)
 
 
+# A run that began before its session or its user was forgotten is counted, and nothing else of it is kept.
 _INSERT_RUN = """
-    INSERT INTO runs (trace_id, agent, agent_version, session_id, status, offline, state, inclusion_probability,
-                      started_at, duration_ms)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), %s) ON CONFLICT (trace_id) DO NOTHING
+    INSERT INTO runs (trace_id, agent, agent_version, status, offline, inclusion_probability, started_at, duration_ms,
+                      key_id, session_id, user_id, state)
+    SELECT %(trace)s, %(agent)s, %(version)s, %(status)s, %(offline)s, %(probability)s, started_at, %(duration_ms)s,
+           %(key)s, CASE WHEN erased THEN '' ELSE %(session)s END, CASE WHEN NOT erased THEN %(user)s END,
+           CASE WHEN erased THEN 'erased' ELSE %(state)s END
+    FROM to_timestamp(%(started_s)s) AS started_at, LATERAL (
+        SELECT EXISTS (SELECT 1 FROM erased_sessions WHERE session_id = %(session)s AND erased_at > started_at)
+            OR EXISTS (SELECT 1 FROM erasures WHERE user_hash = %(user_hash)s AND requested_at > started_at
+                         AND (key_id IS NULL OR key_id = %(key)s)) AS erased) AS forgotten
+    ON CONFLICT (trace_id) DO NOTHING
 """
-_INSERT_OUTBOX = "INSERT INTO outbox (trace_id, payload) VALUES (%s, %s) ON CONFLICT (trace_id) DO NOTHING"
+_INSERT_OUTBOX = """
+    INSERT INTO outbox (payload, trace_id) SELECT %s, trace_id FROM runs WHERE trace_id = %s AND state = 'pending'
+    ON CONFLICT (trace_id) DO NOTHING
+"""
 
 
-def _run_row(item: Prepared) -> tuple[object, ...]:
+def _run_row(item: Prepared) -> dict[str, object]:
     trace = item.trace
-    status = "error" if trace.error else "ok"
-    facts = (trace.trace_id, trace.agent, trace.agent_version, trace.session_id, status, trace.offline)
-    return (*facts, item.state, trace.inclusion_probability, trace.started_ns / 1e9, trace.duration_ms)
+    return {
+        "trace": trace.trace_id,
+        "agent": trace.agent,
+        "version": trace.agent_version,
+        "status": "error" if trace.error else "ok",
+        "offline": trace.offline,
+        "probability": trace.inclusion_probability,
+        "started_s": trace.started_ns / 1e9,
+        "duration_ms": trace.duration_ms,
+        "key": trace.key_id,
+        "session": trace.session_id,
+        "user": trace.user_id,
+        "user_hash": user_hash(trace.user_id),
+        "state": item.state,
+    }

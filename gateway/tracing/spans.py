@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.storage.schema import ANONYMOUS
+
 SpanKind = Literal["AGENT", "CHAT_MODEL", "TOOL", "RETRIEVER", "HANDOFF", "GUARDRAIL", "CHAIN"]
 """Span types as MLflow's UI and judges know them; ``CHAIN`` is any custom span of an agent's author."""
 
@@ -59,6 +61,8 @@ class Trace(msgspec.Struct, omit_defaults=True):
     """Root first. Empty for a run that was sampled out."""
     error: SpanError | None = None
     """Why the run failed; ``None`` when it was answered."""
+    key_id: str = ANONYMOUS
+    """API key of the request. For the ledger alone: MLflow is not told."""
 
     @property
     def duration_ms(self) -> float:

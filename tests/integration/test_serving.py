@@ -51,9 +51,9 @@ async def test_messages_are_answered_in_chat_form(serve, make_settings) -> None:
     async with serve(make_settings()) as client:
         answer = await client.post("/invocations", json={"messages": [{"role": "user", "content": question}]})
     body = answer.json()
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "100"}
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "100", "refusal": None}
     assert body["object"] == "chat.completion"
-    assert set(body["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] > 0
 
 
 async def test_a_session_remembers_over_a_restart_and_in_another_process(serve, make_settings) -> None:
@@ -191,7 +191,7 @@ async def test_a_configured_model_answers_over_either_api(serve, make_settings, 
             ).json()
             version = (await client.get("/version")).json()
     assert answer["choices"][0]["message"]["content"] == "It is 42."
-    assert answer["usage"] == {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}
+    assert answer["usage"]["total_tokens"] == 30
     assert answer["offline"] is False
     assert version["agents"]["adder"]["model"] == "scripted-1"
     assert len(model.requests) == 2
@@ -293,7 +293,7 @@ async def test_probes_tell_what_is_running_and_how_it_is(serve, make_settings) -
         ping = await client.get("/ping")
         version = (await client.get("/version")).json()
         health = await client.get("/health")
-    assert ping.json() == {"status": "ok"}
+    assert ping.json()["status"] == "Healthy"
     assert version["agents"]["math"]["offline"] is True
     assert version["mlflow"].startswith("3.")
     assert health.status_code == 200

@@ -212,6 +212,40 @@ async def test_refund_changes_nothing(support: Plugin) -> None:
     assert outputs(first) == outputs(second)
 
 
+@pytest.mark.parametrize(
+    ("order_id", "because"),
+    [
+        ("A-1007", "Order A-1007 is cancelled. That was possible because it has not been shipped yet."),
+        ("A-1002", "I'm sorry, order A-1002 cannot be cancelled, because it is already shipped."),
+        ("A-1011", "I'm sorry, order A-1011 cannot be cancelled, because it is already cancelled."),
+        ("A-9999", "I'm sorry, there is no order A-9999; order numbers look like A-1001. Please check the number."),
+    ],
+)
+async def test_cancellation_waits_for_approval(support: Plugin, order_id: str, because: str) -> None:
+    """A cancellation stops for an approval; once given, only an order that is not shipped is cancelled."""
+    (paused,) = await support.converse(f"Please cancel order {order_id}")
+    state = paused.to_state()
+    (asked,) = paused.interruptions
+    state.approve(asked)
+
+    result = await Runner.run(support.agent, state, run_config=RunConfig(model=support.model, tracing_disabled=True))
+
+    assert calls(paused) == [("cancel_order", {"order_id": order_id})]
+    assert (paused.final_output, result.final_output) == (None, because)
+
+
+@pytest.mark.parametrize("reason", [None, "It is packed already."])
+async def test_cancellation_not_approved(support: Plugin, reason: str | None) -> None:
+    """Without the approval the order stays as it is, whatever the reason given, and the answer says so."""
+    _, paused = await support.converse("Cancel my order", "It is A-1007")
+    state = paused.to_state()
+    state.reject(paused.interruptions[0], rejection_message=reason)
+
+    result = await Runner.run(support.agent, state, run_config=RunConfig(model=support.model, tracing_disabled=True))
+
+    assert result.final_output == "I'm sorry, the cancellation was not approved. Order A-1007 stays as it is."
+
+
 async def test_order_number_asked_for_once(support: Plugin) -> None:
     """A request without an order number is taken up again when the number comes."""
     assert calls((await support.converse("I want a refund", "A-1001"))[1])[0][0] == "refund_order"

@@ -7,8 +7,10 @@ import random
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.http.invocations import parse, to_run_request
-from gateway.runs.runner import RunRequest
+from gateway.http.bodies import decode
+from gateway.http.invocations import prepare
+from gateway.http.requests import Limits
+from gateway.runs.requests import RunRequest
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
@@ -16,7 +18,8 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments":
 
 def read(body: object) -> RunRequest:
     """Decode a body as the endpoint does."""
-    return to_run_request(parse(body if isinstance(body, bytes) else json.dumps(body).encode()))
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return prepare(decode(raw), {}, Limits(1000), "anonymous")[0]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +49,12 @@ def read(body: object) -> RunRequest:
              {"type": "function_call_output", "call_id": "c1", "output": "2"}],
         ),
         (
-            {"input": [HI, {"type": "reasoning", "summary": []},
-                       {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"},
-                       {"type": "function_call_output", "call_id": "c1", "output": "2"}]},
-            [HI, {"type": "reasoning", "summary": []},
+            {"input": [HI, {"type": "reasoning", "id": "rs_1", "summary": []},
+                       {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "x"},
+                       {"type": "function_call", "id": "fc_1", "status": "completed",
+                        "call_id": "c1", "name": "add", "arguments": "{}"},
+                       {"type": "function_call_output", "id": "fco_1", "call_id": "c1", "output": "2"}]},
+            [HI, {"type": "reasoning", "summary": [], "encrypted_content": "x"},
              {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"},
              {"type": "function_call_output", "call_id": "c1", "output": "2"}],
         ),
@@ -64,13 +69,57 @@ def read(body: object) -> RunRequest:
 )  # fmt: skip
 def test_accepted_forms(body, items):
     """A text, Responses items and chat messages all become this turn's items."""
-    assert read(body) == RunRequest(items=items)
+    request = read(body)
+    assert [*(request.transcript or ()), *request.items] == items
 
 
 def test_ids():
     """Agent, session and user are taken over as they are."""
     request = read({"input": "hi", "agent": "math", "session_id": "s-1", "user": "ann@example.com"})
     assert (request.agent, request.session_id, request.user) == ("math", "s-1", "ann@example.com")
+
+
+def test_a_transcript_is_parted_from_the_new_turn():
+    """Of chat messages with an assistant's among them, those up to the last of it are the history."""
+    answer = {"role": "assistant", "content": "hello"}
+    request = read({"messages": [HI, answer, {"role": "user", "content": "and?"}]})
+    assert (request.transcript, request.items) == ([HI, answer], [{"role": "user", "content": "and?"}])
+    assert read({"messages": [HI]}).transcript is None
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"session_id": "s-1"}, {}),
+        ({"conversation": "s-1"}, {}),
+        ({"conversation": {"id": "s-1"}}, {}),
+        ({"context": {"conversation_id": "s-1"}}, {}),
+        ({}, {"x-session-id": "s-1"}),
+        ({}, {"x-amzn-bedrock-agentcore-runtime-session-id": "s-1"}),
+        ({"session_id": "s-1"}, {"x-session-id": "s-1"}),
+    ],
+)
+def test_the_session_may_be_named_in_several_ways(body, headers):
+    """The session's id is read from the body, MLflow's context, or a header."""
+    request, _ = prepare({"input": "hi", **body}, headers, Limits(10), "anonymous")
+    assert request.session_id == "s-1"
+
+
+def test_two_sessions_in_one_request_are_refused():
+    """A body and a header that name different sessions are refused, and both are named."""
+    with pytest.raises(InvalidRequest, match="session_id and x-session-id"):
+        prepare({"input": "hi", "session_id": "a"}, {"x-session-id": "b"}, Limits(10), "anonymous")
+
+
+def test_approvals_come_as_items_or_as_a_field():
+    """A decision is read from an item of the input, or from the field that chat clients use."""
+    item = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": False, "reason": "no"}
+    by_item = read({"input": [dict(item)]})
+    by_field = read(
+        {"messages": [], "approvals": [{"approval_request_id": "mcpr_1", "approve": False, "reason": "no"}]}
+    )
+    assert by_item.approvals == by_field.approvals == (("mcpr_1", False, "no"),)
+    assert by_item.items == by_field.items == []
 
 
 def message(**fields) -> dict:
@@ -83,7 +132,7 @@ REFUSED = [
     (b"\xff\xfe", "not valid JSON"),
     (b'{"input": "\xff"}', "JSON"),
     (b'{"input": "\\ud800"}', "not valid JSON"),
-    (b"[" * 100_000, "object"),
+    (b"[" * 100_000, "nested too deeply"),
     (b'{"input": [{"a": ' + b"[" * 100_000, "JSON"),
     ([], "object"),
     ("hi", "object"),
@@ -99,6 +148,18 @@ REFUSED = [
     ({"input": "hi", "session_id": "x" * 201}, "$.session_id"),
     ({"input": "hi", "user": "a\nb"}, "$.user"),
     ({"input": "hi", "sesion_id": "s"}, "sesion_id"),
+    ({"input": "hi", "max_tool_calls": 3}, "GATEWAY_MAX_TURNS"),
+    ({"input": "hi", "agent": "a", "model": "b"}, '"agent" and "model"'),
+    ({"input": "hi", "temperature": 3}, "$.temperature"),
+    ({"input": "hi", "tools": [{"type": "web_search"}]}, "$.tools[0].type"),
+    ({"input": "hi", "tools": [{"type": "function", "name": "a"}] * 2}, "same name"),
+    ({"input": "hi", "background": True, "store": False}, '"store"'),
+    ({"input": "hi", "previous_response_id": "r", "conversation": "c"}, '"previous_response_id"'),
+    ({"input": [HI] * 1001}, "GATEWAY_MAX_INPUT_ITEMS"),
+    ({"input": [HI, {"type": "mcp_approval_response", "approval_request_id": "a", "approve": True}]}, "by themselves"),
+    ({"input": [{"type": "mcp_approval_response", "approval_request_id": "a"}]}, "approve"),
+    ({"messages": [HI], "n": 2}, "$.n"),
+    ({"messages": [HI], "stop": "x"}, "'stop'"),
     ({"input": ""}, "input is empty"),
     ({"input": " \n"}, "input is empty"),
     ({"input": []}, "input is empty"),

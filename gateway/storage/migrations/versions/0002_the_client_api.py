@@ -42,12 +42,22 @@ def upgrade() -> None:
     op.create_table(
         "erased_sessions",
         sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("erasure_id", sa.Text(), nullable=False, comment="the last erasure that it was part of"),
         sa.Column("erased_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("session_id", name=op.f("pk_erased_sessions")),
     )
     op.create_table(
         "erasures",
         sa.Column("erasure_id", sa.Text(), nullable=False),
+        sa.Column(
+            "key_id", sa.Text(), nullable=True, comment="API key whose traces were meant; NULL: those of all keys"
+        ),
+        sa.Column(
+            "user_hash",
+            sa.LargeBinary(),
+            nullable=True,
+            comment="SHA-256 of the user's id; NULL: a session was meant",
+        ),
         sa.Column(
             "sessions",
             postgresql.JSONB(astext_type=sa.Text()),
@@ -71,6 +81,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("erasure_id", name=op.f("pk_erasures")),
     )
     op.create_index("ix_erasures_requested_at", "erasures", ["requested_at"], unique=False)
+    op.create_index("ix_erasures_user_hash", "erasures", ["user_hash"], unique=False)
+    op.create_index(
+        "ix_erasures_open",
+        "erasures",
+        ["requested_at"],
+        unique=False,
+        postgresql_where=sa.text("done_at IS NULL"),
+    )
     op.create_table(
         "idempotency_keys",
         sa.Column("key_id", sa.Text(), server_default="anonymous", nullable=False),
