@@ -1,6 +1,7 @@
 """Puts the web process together: the only place where its parts meet."""
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -53,6 +54,23 @@ _HAND_OVER_S = 5.0  # for the last traces; with the above it stays below what th
 _THREADS = 64  # for tools that are plain functions: with asyncio's own few, slow ones would hold up everyone's
 
 
+ROUTES = [
+    invoke,
+    *OPENAI_ROUTES,
+    get_session,
+    end_session,
+    forget_session,
+    forget_user,
+    ping,
+    agent_info,
+    health,
+    versions,
+    quality,
+    ops_page,
+]
+"""Everything that is served."""
+
+
 def create_app(settings: Settings) -> Litestar:
     """Return the ASGI app.
 
@@ -61,20 +79,7 @@ def create_app(settings: Settings) -> Litestar:
     """
     web = _WebProcess(settings)
     return Litestar(
-        route_handlers=[
-            invoke,
-            *OPENAI_ROUTES,
-            get_session,
-            end_session,
-            forget_session,
-            forget_user,
-            ping,
-            agent_info,
-            health,
-            versions,
-            quality,
-            ops_page,
-        ],
+        route_handlers=ROUTES,
         guards=[require_scope],
         lifespan=[web.serving],
         exception_handlers=HANDLERS,
@@ -196,6 +201,8 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Litestar, *, grace_s: float):
         """Take the configuration, the app, and the seconds that runs have to finish once the server is to stop."""
         super().__init__(config)
+        # Not sooner: clients whose runs were ended are still to be told.
+        config.timeout_graceful_shutdown = math.ceil(grace_s + _CANCELLED_RUNS_S) + 1
         self._app = app
         self._grace_s = grace_s
 

@@ -1,14 +1,14 @@
 """The ``gateway`` command."""
 
 import asyncio
-import math
 import os
+import resource
 import shutil
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 _notes = Console(stderr=True)
 _LONGEST_DAYS = 36_500
-_RUNS_SHARE = 0.9  # of the grace period; the rest is for telling clients that their runs were ended
+_MOST_FILES = 65_536
+_KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, commonly 60 s: they are to close it
 
 
 def main() -> None:
@@ -85,9 +86,12 @@ def serve(*, logs_to_files: bool = False) -> None:
 @app.command
 def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
     """Run one web process on the database that is set or embedded."""
-    from gateway.app import Server, create_app  # noqa: PLC0415 - the SDK takes a second to import; `--help` need not wait
+    # The SDK takes a second to import; `--help` need not wait for it.
+    from gateway.app import Server, create_app  # noqa: PLC0415
+    from gateway.http.connections import MAX_HEAD_BYTES, Connection  # noqa: PLC0415
 
     settings = _prepare()
+    _allow_many_connections()
     url = database_url(settings)
     migrate(url)
     if check_open(settings, url):
@@ -101,16 +105,19 @@ def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
         served,
         host=settings.host,
         port=settings.port,
+        http=Connection,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         log_config=None,
         access_log=False,  # a line a request costs as much as serving a small one; the ledger has them all
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
     for each in (signal.SIGTERM, signal.SIGINT):
         # Uvicorn raises the signal once more when it has stopped in order: that is a good end, with exit code 0.
-        signal.signal(each, lambda *_: sys.exit(0))
-    Server(config, served, grace_s=settings.shutdown_grace_s * _RUNS_SHARE).run(sockets)
+        signal.signal(each, lambda *_: _leave())
+    Server(config, served, grace_s=settings.shutdown_grace_s).run(sockets)
 
 
 @app.command
@@ -127,9 +134,7 @@ def worker() -> None:
     settings = _prepare()
     migrate(database_url(settings))
     asyncio.run(run_evaluator(settings))
-    # All that matters is stored. A judge that hangs is a thread that nothing can stop, and Python would wait for it.
-    sys.stderr.flush()
-    os._exit(0)
+    _leave()
 
 
 @app.command
@@ -190,7 +195,9 @@ def create(
         _check_known("agent", agent, sorted(path.parent.name for path in settings.agents_dir.glob("*/agent.py")))
     for option, limit in (("--requests-per-minute", requests_per_minute), ("--concurrency", concurrency)):
         if limit is not None and not 1 <= limit < 2**31:
-            raise ConfigurationError(f"{option} is {limit}; give a number of 1 or more, or leave it out for what the setting says.")
+            raise ConfigurationError(
+                f"{option} is {limit}; give a number of 1 or more, or leave it out for what the setting says."
+            )
     if expires_days is not None and not 0 < expires_days <= _LONGEST_DAYS:
         raise ConfigurationError(
             f"--expires-days is {expires_days:g}; give days from now, {_LONGEST_DAYS} at the most."
@@ -224,6 +231,21 @@ def revoke(key_id: str) -> None:
     if not _in_database(_prepare(), lambda connection: revoke_key(connection, key_id)):
         raise ConfigurationError(f"There is no API key {key_id} that could be revoked; see `gateway keys list`.")
     _notes.print(f"API key {key_id} is revoked.", markup=False)
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit on open files: the usual 1024 is fewer than the runs of one process with their connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    with suppress(ValueError, OSError):  # macOS has a limit below the one that it tells
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _leave() -> None:
+    """End with exit code 0, all that matters stored: Python would wait for a tool or a judge that nothing can stop."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _check_known(kind: str, given: list[str], known: list[str]) -> None:

@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     """What a request does while another has its session's turn: wait in order, be refused (409), or end the other."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     """What becomes of a run whose client is gone: it stops at once, or it finishes and its turn is kept."""
+    show_tool_calls: bool = True
+    """Show the calls of the agent's own tools, and their results, in Responses; a request may say otherwise. Clients
+    that run every call they see, as the Agents SDK does, want them hidden."""
     stream_keepalive_s: float = Field(default=15.0, gt=0)
     """Seconds of silence after which a stream sends a comment. Proxies commonly cut connections idle for 30 or 60."""
 

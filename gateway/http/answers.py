@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.errors import GatewayError, RunCancelled
 from gateway.http.bodies import ChatBody, Conversation, ResponsesBody
-from gateway.runs.requests import Run, RunResult
+from gateway.runs.requests import Run, RunResult, TokenUsage
 
 _FINISHED_WITH_CALLS = "tool_calls"
 
@@ -15,10 +15,24 @@ _FINISHED_WITH_CALLS = "tool_calls"
 class ResponsesAnswer:
     """Writes Responses objects for one request. Contract: OpenAI's API reference, "The response object"."""
 
-    def __init__(self, body: ResponsesBody, *, model: str | None):
-        """Take the request, and the name to show as ``model``; ``None``: the language model's own."""
+    def __init__(self, body: ResponsesBody, *, model: str | None, show_tool_calls: bool = True):
+        """Take the request.
+
+        Args:
+            body: the request.
+            model: name to show as ``model``; ``None``: the language model's own.
+            show_tool_calls: whether to show the calls of the agent's own tools, where the request does not say.
+        """
         self._body = body
         self._model = model
+        self._shows_tools = show_tool_calls if body.show_tool_calls is None else body.show_tool_calls
+        self._client_tools = frozenset(tool.name for tool in body.tools or ())
+
+    def shows(self, item: dict[str, Any]) -> bool:
+        """Whether an output item is to be shown."""
+        if self._shows_tools or item["type"] not in {"function_call", "function_call_output"}:
+            return True
+        return item["type"] == "function_call" and item["name"] in self._client_tools
 
     def body(self, run: Run, outcome: RunResult | GatewayError | None) -> dict[str, Any]:
         """Return the response; ``outcome`` ``None``: it is under way."""
@@ -32,7 +46,7 @@ class ResponsesAnswer:
             "error": _error(outcome) if isinstance(outcome, GatewayError) else None,
             "incomplete_details": None,
             "model": self._model or run.model,
-            "output": result.output if result else [],
+            "output": [item for item in result.output if self.shows(item)] if result else [],
             "usage": _usage(result) if result else None,
             **self._echo(),
             **gateway_fields(run, result),
@@ -51,6 +65,9 @@ class ResponsesAnswer:
         conversation = body.conversation.id if isinstance(body.conversation, Conversation) else body.conversation
         reasoning = body.reasoning
         text = msgspec.to_builtins(body.text) if body.text else {}
+        text_format = text.get("format") or {"type": "text"}
+        if text_format["type"] == "json_schema":
+            text_format["strict"] = bool(text_format["strict"])
         return {
             "background": bool(body.background),
             "conversation": {"id": conversation} if conversation else None,
@@ -71,10 +88,7 @@ class ResponsesAnswer:
             "service_tier": "default",
             "store": body.store is not False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {
-                "format": text.get("format") or {"type": "text"},
-                "verbosity": text.get("verbosity") or "medium",
-            },
+            "text": {"format": text_format, "verbosity": text.get("verbosity") or "medium"},
             "tool_choice": msgspec.to_builtins(body.tool_choice) or "auto",
             "tools": [_tool(tool) for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
@@ -134,7 +148,7 @@ class ChatAnswer:
             "prompt_tokens": usage.input_tokens,
             "completion_tokens": usage.output_tokens,
             "total_tokens": usage.input_tokens + usage.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+            "prompt_tokens_details": {**_cache(usage), "audio_tokens": 0},
             "completion_tokens_details": {
                 "reasoning_tokens": usage.reasoning_tokens,
                 "audio_tokens": 0,
@@ -178,11 +192,15 @@ def _usage(result: RunResult) -> dict[str, Any]:
     usage = result.usage
     return {
         "input_tokens": usage.input_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": _cache(usage),
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.input_tokens + usage.output_tokens,
     }
+
+
+def _cache(usage: TokenUsage) -> dict[str, int]:
+    return {"cached_tokens": usage.cached_tokens, "cache_write_tokens": usage.cache_write_tokens}
 
 
 def _tool(tool: Any) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from litestar import Request, Response
 from gateway.errors import GatewayError, InvalidRequest, RunCancelled, ServiceUnavailable
 from gateway.http.access import caller_of
 from gateway.http.dataframes import Row, rows_of
-from gateway.http.requests import Limits
+from gateway.http.requests import BodyRules
 from gateway.http.serving import CLIENT_LEFT, Form, Service, reply
 from gateway.http.streaming import watch
 from gateway.runs.requests import RunRequest, RunResult
 from gateway.runs.runner import ActiveRun, AgentRunner
 from gateway.settings import Settings
 
-Prepare = Callable[[dict[str, Any], Mapping[str, str], Limits, str], tuple[RunRequest, Form]]
+Prepare = Callable[[dict[str, Any], Mapping[str, str], BodyRules, str], tuple[RunRequest, Form]]
 """Decodes a body: takes it, the headers, the bounds of a request and the key's id."""
 
 
@@ -67,7 +67,7 @@ class Batch:
 
     def _prepared(self, row: Row) -> tuple[RunRequest, Form]:
         try:
-            wanted, form = self._prepare(row.body, {}, self._service.limits, self._caller.key_id)
+            wanted, form = self._prepare(row.body, {}, self._service.rules, self._caller.key_id)
         except InvalidRequest as error:
             raise InvalidRequest(f"{row.where}: {error}", f"{row.where}.{error.param}") from None
         self._service.check_agent(self._caller, wanted.agent)
@@ -97,6 +97,11 @@ class Batch:
         for active in self._active:
             active.cancel(reason)
 
+    def _take_in(self, active: ActiveRun) -> None:
+        self._active.add(active)
+        if self._ended is not None:  # while it began
+            active.cancel(self._ended)
+
     async def _run_one(self, request: RunRequest, earlier: asyncio.Task[RunResult] | None) -> RunResult:
         if earlier is not None:
             await asyncio.wait([earlier])
@@ -104,7 +109,7 @@ class Batch:
             if self._ended is not None:
                 raise self._ended
             active = await self._runner.start(request)
-            self._active.add(active)
+            self._take_in(active)
             try:
                 return await active.result()
             finally:

@@ -13,9 +13,11 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 
-# MLflow stores session ids of 250 characters at the most.
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x20\x7f]+$")]
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+_END = r"$(?!\n)"  # `$` alone is also before a line break at the end
+# MLflow stores session ids of 250 characters at the most. No slash, since the id is part of an address.
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=rf"^[^\x00-\x20\x7f/]+{_END}")]
+UserId = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=rf"^[^\x00-\x1f\x7f]+{_END}")]
+_Name = Annotated[str, msgspec.Meta(pattern=rf"^[a-zA-Z0-9_-]{{1,64}}{_END}")]
 _Penalty = Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)]
 _Metadata = Annotated[
     dict[
@@ -28,7 +30,7 @@ _Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Temperature = Annotated[float, msgspec.Meta(ge=0.0, le=2.0)]
 _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 _Logprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
-_Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+_Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _Verbosity = Literal["low", "medium", "high"]
 
 
@@ -43,7 +45,7 @@ class ChatContext(msgspec.Struct, forbid_unknown_fields=True):
 
     conversation_id: Id | None = None
     """The same as ``session_id``."""
-    user_id: Id | None = None
+    user_id: UserId | None = None
     """The same as ``user``."""
 
 
@@ -164,13 +166,15 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw
     """The same as ``model``."""
     session_id: Id | None = None
     """Id of the conversation to go on with; without it, a new one begins and its id is in the answer."""
-    user: Id | None = None
+    user: UserId | None = None
     """Id of the person on whose behalf the request is made."""
     context: ChatContext | None = None
     custom_inputs: dict[str, Any] | None = None
     """Given to the agent's tools in the run's context."""
     approvals: Annotated[list[Approval], msgspec.Meta(max_length=100)] | None = None
     """Decisions on tool calls that wait for approval: all of one run, and nothing else in the request."""
+    show_tool_calls: bool | None = None
+    """Whether a response has the calls of the agent's own tools; without it, as the gateway is set."""
     stream: bool | None = None
     """Answer with events as they come."""
     stream_options: StreamOptions | None = None
@@ -259,7 +263,7 @@ REFUSED = {
     "prediction": "an agent's answer is made of several model calls",
     "web_search_options": "give the agent a search tool",
 }
-"""Fields of OpenAI's API that are refused, and what to do instead."""
+"""Fields of OpenAI's API that are refused, and what to do instead. What is null or empty asks for nothing."""
 
 _T = TypeVar("_T")
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
@@ -281,8 +285,9 @@ def decode(raw: bytes) -> dict[str, Any]:
 
 def convert(body: dict[str, Any], kind: type[_T]) -> _T:
     """Return the body as a struct; raise `InvalidRequest` that names what is wrong where."""
+    asked = {name: value for name, value in body.items() if name not in REFUSED or value not in (None, [], {})}
     try:
-        return msgspec.convert(body, kind)
+        return msgspec.convert(asked, kind)
     except RecursionError:
         raise InvalidRequest("The body is not valid JSON: it is nested too deeply.") from None
     except msgspec.ValidationError as error:

@@ -17,13 +17,20 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
 from gateway.errors import (
+    AgentMisconfigured,
     AgentNotFound,
+    ApprovalUsed,
     GatewayError,
     InvalidRequest,
     RequestError,
+    RequestTimedOut,
     RequestTooLarge,
+    RunCancelled,
     RunError,
+    RunFailed,
+    RunTimeout,
     ServiceUnavailable,
+    ToolTimeout,
     Unauthenticated,
 )
 from gateway.http.access import challenge
@@ -81,6 +88,11 @@ _HTTP_MESSAGES = {
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
+# OpenAI's clients send again by themselves what failed with 409 or 5xx, unless they are told not to: after these the
+# agent's tools may have acted, or another client's run would be ended in turn.
+_NOT_AGAIN = (ApprovalUsed, RunCancelled, RunFailed, AgentMisconfigured, ToolTimeout, RunTimeout)
+
+
 class _HttpError(GatewayError):
     """What the web framework refuses, as one of ours."""
 
@@ -123,6 +135,10 @@ def _answer(connection: ASGIConnection[Any, Any, Any, Any], error: GatewayError)
     if speaks_openai(path):
         body = openai_error(error, request_id)
     headers = challenge(connection) if isinstance(error, Unauthenticated) else {}
+    if isinstance(error, RequestTimedOut):  # the rest of its body would be taken for the next request
+        headers["Connection"] = "close"
+    if isinstance(error, _NOT_AGAIN):
+        headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return Response(body, status_code=error.status, headers=headers, media_type="application/json")
@@ -166,9 +182,17 @@ def answer_database_error(request: Request[Any, Any, Any], error: psycopg.Operat
     return _answer(request, ServiceUnavailable("The gateway cannot reach its database. Try again shortly."))
 
 
+def answer_data_error(request: Request[Any, Any, Any], error: psycopg.DataError) -> Response[Any]:
+    """Answer that a text cannot be an id: Postgres cannot even look for one with a zero character."""
+    if "NUL" not in str(error):
+        return answer_unexpected_error(request, error)
+    return _answer(request, InvalidRequest("The request names something by a text with the character U+0000."))
+
+
 HANDLERS: dict[int | type[Exception], Any] = {
     GatewayError: answer_gateway_error,
     HTTPException: answer_http_error,
     psycopg.OperationalError: answer_database_error,
+    psycopg.DataError: answer_data_error,
     Exception: answer_unexpected_error,
 }

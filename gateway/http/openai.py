@@ -44,8 +44,9 @@ async def create_response(request: AppRequest) -> Response[Any]:
 
     def prepare() -> tuple[RunRequest, Form]:
         body = convert(decode(raw), ResponsesBody)
-        wanted = from_responses(body, request.headers, service.limits, key_id)
-        answer = ResponsesAnswer(body, model=executor.plugin(wanted.agent).name)
+        wanted = from_responses(body, request.headers, service.rules, key_id)
+        agent = executor.plugin(wanted.agent).name
+        answer = ResponsesAnswer(body, model=agent, show_tool_calls=service.rules.show_tool_calls)
         return (wanted if body.store is False else stored(wanted, answer)), ResponsesForm(answer)
 
     return await service.answer(request, raw, prepare)
@@ -68,7 +69,7 @@ async def create_chat_completion(request: AppRequest) -> Response[Any]:
 
     def prepare() -> tuple[RunRequest, Form]:
         body = convert(decode(raw), ChatBody)
-        wanted = from_chat(body, request.headers, service.limits, key_id)
+        wanted = from_chat(body, request.headers, service.rules, key_id)
         return wanted, ChatForm(ChatAnswer(body, model=executor.plugin(wanted.agent).name))
 
     return await service.answer(request, raw, prepare)
@@ -141,7 +142,7 @@ async def list_input_items(
     """Answer with the items of the request, a page at a time."""
     found = await _get(request, response_id)
     digits = response_id.removeprefix("resp_")
-    items = [_input_item(item, f"{digits}_{index}") for index, item in enumerate(found.input)]
+    items = [_input_item(item, f"{digits}_in{index}") for index, item in enumerate(found.input)]
     if order == "desc":
         items.reverse()
     if after is not None:

@@ -121,21 +121,21 @@ class AgentInfo(msgspec.Struct):
     agent_api: str
 
 
-@get("/ping", summary="Is this process alive?", tags=["probes"])
+@get("/ping", summary="Is this process alive?", tags=["Probes"])
 async def ping(request: Request[Any, Any, State]) -> Ping:
     """Answer at once, touching nothing."""
     runner: AgentRunner = request.app.state.runner
     return Ping("HealthyBusy" if runner.busy else "Healthy", int(runner.changed_at))
 
 
-@get("/agent/info", summary="What is served, as MLflow's agent server says it", tags=["probes"])
+@get("/agent/info", summary="What is served, as MLflow's agent server says it", tags=["Probes"])
 async def agent_info(request: Request[Any, Any, State]) -> AgentInfo:
     """Answer with the default agent's name and the API that it speaks."""
     executor: AgentExecutor = request.app.state.executor
     return AgentInfo(executor.plugin(None).name, "agent", _MLFLOW_VERSION, "responses")
 
 
-@get("/health", summary="State of every part", tags=["probes"])
+@get("/health", summary="State of every part", tags=["Probes"])
 async def health(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     """Answer 503 when serving itself is broken, else 200 with ``ok``, or ``degraded`` and which part."""
     checker: HealthChecker = request.app.state.health
@@ -147,7 +147,7 @@ async def health(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     return Response(body, status_code=503 if status == "down" else 200)
 
 
-@get("/version", summary="What is running", tags=["probes"])
+@get("/version", summary="What is running", tags=["Probes"])
 async def versions(request: Request[Any, Any, State]) -> dict[str, Any]:
     """Answer with the gateway's and MLflow's versions, and each agent's content hash and model."""
     executor: AgentExecutor = request.app.state.executor

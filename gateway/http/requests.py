@@ -23,6 +23,7 @@ from gateway.http.bodies import (
     TextFormat,
     convert,
 )
+from gateway.runs.history import as_input
 from gateway.runs.requests import (
     ApprovalAnswer,
     ClientSchema,
@@ -44,14 +45,17 @@ _ITEM_FIELDS = {
     "reasoning": (),
     "mcp_approval_request": (),
     "mcp_approval_response": ("approval_request_id",),
+    "item_reference": ("id",),
 }
 
 
-class Limits:
-    """Bounds of one request."""
+class BodyRules:
+    """What the settings say about bodies."""
 
-    def __init__(self, max_items: int):
+    def __init__(self, max_items: int, *, show_tool_calls: bool = True):
+        """Take the items that one request may have, and whether answers show the calls of the agent's own tools."""
         self._max_items = max_items
+        self.show_tool_calls = show_tool_calls
 
     def check(self, items: list[Any], where: str) -> None:
         """Raise `InvalidRequest` if there are too many items."""
@@ -62,12 +66,12 @@ class Limits:
             )
 
 
-def from_responses(body: ResponsesBody, headers: Mapping[str, str], limits: Limits, key_id: str) -> RunRequest:
+def from_responses(body: ResponsesBody, headers: Mapping[str, str], rules: BodyRules, key_id: str) -> RunRequest:
     """Return what a Responses body asks for; raise `InvalidRequest`."""
     if body.input is None and not body.approvals:
         raise InvalidRequest('The field "input" is missing: a text, or a list of Responses items.', "input")
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
-    limits.check(items, "input")
+    rules.check(items, "input")
     for index, item in enumerate(items):
         _check_item(item, f"input[{index}]")
     answers = [item for item in items if item.get("type") == "mcp_approval_response"]
@@ -107,11 +111,11 @@ def from_responses(body: ResponsesBody, headers: Mapping[str, str], limits: Limi
     )
 
 
-def from_chat(body: ChatBody, headers: Mapping[str, str], limits: Limits, key_id: str) -> RunRequest:
+def from_chat(body: ChatBody, headers: Mapping[str, str], rules: BodyRules, key_id: str) -> RunRequest:
     """Return what a chat body asks for; raise `InvalidRequest`."""
     if body.messages is None:
         raise InvalidRequest('The field "messages" is missing: a list of chat messages.', "messages")
-    limits.check(body.messages, "messages")
+    rules.check(body.messages, "messages")
     earlier, new = _split(body.messages)
     items = _chat_items(new, len(earlier))
     approvals = body.approvals or []
@@ -203,16 +207,8 @@ def _shown(value: Any) -> str:
 
 
 def _kept(item: dict[str, Any]) -> dict[str, Any] | None:
-    """Return an item as the model's API takes it; ``None`` if it has no place there.
-
-    Ids are ours and mean nothing to the model's provider, which refuses those it does not know.
-    """
-    kind = item.get("type", "message")
-    if kind in {"mcp_approval_request", "mcp_approval_response"}:
-        return None
-    if kind == "reasoning" and not item.get("encrypted_content"):
-        return None
-    return {field: value for field, value in item.items() if field not in {"id", "status"}}
+    """Return what is to be run of an item; ``None`` if nothing."""
+    return item if item.get("type") == "item_reference" else as_input(item)
 
 
 def _approval(item: dict[str, Any]) -> Approval:
@@ -265,7 +261,7 @@ def _session_id(body: RunBody, headers: Mapping[str, str], conversation: str | N
         "session_id": body.session_id,
         "conversation": conversation,
         "context.conversation_id": body.context.conversation_id if body.context else None,
-        **{name: headers.get(name) for name in SESSION_HEADERS},
+        **{name: _utf8(headers.get(name)) for name in SESSION_HEADERS},
     }
     found = {name: value for name, value in given.items() if value is not None}
     if len(set(found.values())) > 1:
@@ -276,6 +272,14 @@ def _session_id(body: RunBody, headers: Mapping[str, str], conversation: str | N
         convert({"session_id": value, "model": name}, RunBody)  # a header's value has not been looked at yet
         return value
     return None
+
+
+def _utf8(value: str | None) -> str | None:
+    """Return a header's value as it was meant; the framework reads its bytes as Latin-1."""
+    try:
+        return value and value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def _context(body: RunBody, session_id: str | None) -> dict[str, Any]:
@@ -343,4 +347,4 @@ def _common_settings(body: RunBody) -> dict[str, Any]:
     return {name: getattr(body, name) for name in names}
 
 
-__all__ = ["ChatTool", "FunctionTool", "Limits", "from_chat", "from_responses"]
+__all__ = ["BodyRules", "ChatTool", "FunctionTool", "from_chat", "from_responses"]

@@ -20,7 +20,7 @@ from gateway.errors import (
 from gateway.http.access import caller_of
 from gateway.http.answers import ChatAnswer, ResponsesAnswer
 from gateway.http.errors import request_id_of
-from gateway.http.requests import Limits
+from gateway.http.requests import BodyRules
 from gateway.http.streaming import ChatEncoder, Encoder, EventStream, Finished, ResponsesEncoder, watch
 from gateway.runs.execution import AgentExecutor
 from gateway.runs.idempotency import Claim, IdempotencyStore, StoredAnswer
@@ -95,7 +95,7 @@ class Service:
         self._runner = runner
         self._allowances = allowances
         self._idempotency = idempotency
-        self.limits = Limits(settings.max_input_items)
+        self.rules = BodyRules(settings.max_input_items, show_tool_calls=settings.show_tool_calls)
 
     async def answer(
         self, request: Request[Any, Any, Any], raw: bytes, prepare: Callable[[], tuple[RunRequest, Form]]
@@ -185,7 +185,7 @@ class Service:
         return EventStream(
             active,
             form.encoder(request_id_of(request.scope), return_trace_id=return_trace_id),
-            headers={"x-session-id": active.run.session_id},
+            headers=_session_header(active),
             keepalive_s=self._settings.stream_keepalive_s,
             on_gone=lambda: self._client_left(active),
             on_finished=_keep(claim, active) if claim else None,
@@ -219,11 +219,16 @@ async def reply(body: dict[str, Any], claim: Claim | None, active: ActiveRun | N
         active: the run that it is the answer of; ``None`` for a batch.
     """
     encoded = msgspec.json.encode(body)
-    headers = {"x-session-id": active.run.session_id} if active else {}
+    headers = _session_header(active) if active else {}
     if claim is not None:
         answer = StoredAnswer(200, {"content-type": "application/json", **headers}, encoded)
         await asyncio.shield(claim.store(answer, active.capture.trace.session_id if active else None))
     return Response(encoded, media_type="application/json", headers=headers)
+
+
+def _session_header(active: ActiveRun) -> dict[str, str]:
+    # An id may have any letters: they are sent as UTF-8, which the framework would write as Latin-1.
+    return {"x-session-id": active.run.session_id.encode().decode("latin-1")}
 
 
 def _keep(claim: Claim, active: ActiveRun) -> Finished:
@@ -231,7 +236,8 @@ def _keep(claim: Claim, active: ActiveRun) -> Finished:
         if not answered:
             await claim.drop()
             return
-        headers = {"content-type": "text/event-stream; charset=utf-8", "x-session-id": active.run.session_id}
+        # Without the charset, which the framework adds to every text.
+        headers = {"content-type": "text/event-stream", "cache-control": "no-store", **_session_header(active)}
         await claim.store(StoredAnswer(200, headers, sent), active.capture.trace.session_id)
 
     return keep

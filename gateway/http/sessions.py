@@ -122,6 +122,7 @@ class Forgotten(msgspec.Struct):
 
 
 _ERRORS = {
+    400: ResponseSpec(OpenAIErrorBody, description="The address is not valid."),
     401: ResponseSpec(OpenAIErrorBody, description="There is no valid API key."),
     403: ResponseSpec(OpenAIErrorBody, description="The API key lacks the scope `invoke`."),
     503: ResponseSpec(OpenAIErrorBody, description="The database is away."),
@@ -303,11 +304,14 @@ _SESSION = """
     WHERE session_id = %(session_id)s AND (%(key_id)s::text IS NULL OR key_id = %(key_id)s)
 """
 _STATES = "SELECT trace_id, state FROM runs WHERE trace_id = ANY(%(traces)s)"
+# By turns, since a conversation's new score stands beside the earlier one for a moment.
 _SCORES = """
-    SELECT CASE WHEN session_id IS NULL THEN trace_id ELSE '' END AS place,
+    SELECT DISTINCT ON (place, name, scorer)
+           CASE WHEN session_id IS NULL THEN trace_id ELSE '' END AS place,
            name, value, passed, rationale, scorer, error
     FROM scores
-    WHERE latest AND (session_id = %(session)s OR trace_id = ANY(%(traces)s) AND session_id IS NULL) ORDER BY name
+    WHERE latest AND (session_id = %(session)s OR trace_id = ANY(%(traces)s) AND session_id IS NULL)
+    ORDER BY place, name, scorer, turns DESC
 """
 _END = """
     UPDATE sessions SET ended_at = coalesce(ended_at, now())

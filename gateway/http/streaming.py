@@ -52,6 +52,8 @@ class ResponsesEncoder:
         self._request_id = request_id
         self._return_trace_id = return_trace_id
         self._number = itertools.count()
+        self._places: dict[int, int] = {}
+        """Where the items that are shown stand among themselves, by ``output_index``."""
 
     def start(self, run: Run) -> bytes:
         """Return the frame's first two events."""
@@ -60,7 +62,13 @@ class ResponsesEncoder:
         return b"".join(self.event({"type": kind, "response": body}) for kind in kinds)
 
     def event(self, event: dict[str, Any]) -> bytes:
-        """Return the event with its number."""
+        """Return the event with its number; nothing if it is about an item that is not shown."""
+        if (index := event.get("output_index")) is not None:
+            if event["type"] == "response.output_item.added" and self._answer.shows(event["item"]):
+                self._places[index] = len(self._places)
+            if index not in self._places:
+                return b""
+            event = {**event, "output_index": self._places[index]}
         numbered = {**event, "sequence_number": next(self._number)}
         return f"event: {event['type']}\n".encode() + _data(numbered)
 

@@ -23,7 +23,7 @@ _PAGE = Template(files("gateway.quality").joinpath("page.html").read_text(encodi
 @get(
     "/ops",
     opt={"scope": "ops"},
-    tags=["operations"],
+    tags=["Operations"],
     media_type=MediaType.HTML,
     summary="How good the answers are, as a page",
     description="For people: the figures of /v1/quality as a page that refreshes itself.",

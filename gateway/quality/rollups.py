@@ -11,12 +11,10 @@ import msgspec
 import psycopg
 from litestar import Request, get
 from litestar.datastructures import State as AppState
-from litestar.openapi.datastructures import ResponseSpec
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import PoolTimeout
 
 from gateway.errors import ServiceUnavailable
-from gateway.http.errors import OpenAIErrorBody
 from gateway.quality.links import MlflowLinks, conversation_url, trace_url
 from gateway.storage.database import Pool
 from gateway.tracing.ledger import FUNNEL, MEANING, State
@@ -262,10 +260,9 @@ async def report_of(request: Request[Any, Any, AppState]) -> QualityReport:
 @get(
     "/v1/quality",
     opt={"scope": "ops"},
-    tags=["operations"],
+    tags=["Operations"],
     summary="How good the answers are",
     description="The last hour and the last day: pass shares and means by agent and scorer, the ledger, failures.",
-    responses={503: ResponseSpec(OpenAIErrorBody, description="The database is away.")},
 )
 async def quality(request: Request[Any, Any, AppState]) -> QualityReport:
     """Answer with the figures of the last hour and the last day."""

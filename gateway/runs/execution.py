@@ -100,8 +100,12 @@ class AgentExecutor:
         return self._models[name]
 
     def check(self, plugin: AgentPlugin, options: RunOptions) -> None:
-        """Raise `InvalidRequest` if the client's tools cannot stand beside the agent's."""
-        taken = {tool.name for tool in plugin.agent.tools} & options.client_tools
+        """Raise `InvalidRequest` if the client's tools cannot stand beside the agent's, or it chose one not there."""
+        own = {tool.name for tool in plugin.agent.tools}
+        choice = options.settings.tool_choice if options.settings else None
+        if isinstance(choice, str) and choice not in {"auto", "none", "required"} | own | options.client_tools:
+            raise InvalidRequest(f"tool_choice names {choice!r}, and there is no such tool.", "tool_choice")
+        taken = own & options.client_tools
         if taken:
             raise InvalidRequest(
                 f"The agent {plugin.name} has a tool named {', '.join(sorted(taken))} itself. Rename yours.", "tools"
@@ -177,11 +181,11 @@ class AgentExecutor:
                 result: Any = await Runner.run(
                     agent, asked, run_config=config, max_turns=self._max_turns, context=context
                 )
-                return _outcome(plugin, result, options, before)
+                return _outcome(plugin, result, run.stem, options, before)
             streamed = Runner.run_streamed(agent, asked, run_config=config, max_turns=self._max_turns, context=context)
-            translator = ItemTranslator(options.client_tools)
+            translator = ItemTranslator(run.stem, options.client_tools)
             await _forward(streamed, translator, emit)
-            outcome = _outcome(plugin, streamed, options, before)
+            outcome = _outcome(plugin, streamed, run.stem, options, before)
             for request in outcome.approvals:
                 for event in translator.add(_approval_item(plugin.name, request)):
                     emit(event)
@@ -271,7 +275,7 @@ async def _forward(streamed: Any, translator: ItemTranslator, emit: Emit) -> Non
         raise
 
 
-def _outcome(plugin: AgentPlugin, result: Any, options: RunOptions, before: Snapshot | None) -> Outcome:
+def _outcome(plugin: AgentPlugin, result: Any, stem: str, options: RunOptions, before: Snapshot | None) -> Outcome:
     """Return what is new since the run began, or since it paused."""
     new_items = result.new_items[before.items if before else 0 :]
     fresh = [item for item in new_items if not isinstance(item, ToolApprovalItem)]
@@ -289,7 +293,7 @@ def _outcome(plugin: AgentPlugin, result: Any, options: RunOptions, before: Snap
         # Not `result.to_input_list()`: a handoff may have rewritten the history that it begins with.
         items=[item.to_input_item() for item in kept],
         output=[
-            *output_items(fresh, options.client_tools),
+            *output_items(fresh, stem, options.client_tools),
             *(_approval_item(plugin.name, request) for request in approvals),
         ],
         usage=usage - before.usage if before else usage,

@@ -12,11 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 from agents import RawResponsesStreamEvent, RunItem, RunItemStreamEvent, StreamEvent, ToolApprovalItem
 from agents.items import InputItem
-from agents.models.fake_id import FAKE_RESPONSES_ID
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
@@ -32,13 +30,14 @@ class ItemTranslator:
     it ends. What a model streams is streamed; what it only tells at its end is told in one piece; nothing twice.
 
     Args:
+        stem: what the ids of the items are made of: the hexadecimal digits of the response's own id.
         hidden_outputs: names of tools whose outputs are left out: a client's own tools, which it answers itself.
     """
 
-    def __init__(self, hidden_outputs: frozenset[str] = frozenset()):
+    def __init__(self, stem: str, hidden_outputs: frozenset[str] = frozenset()):
+        self._stem = stem
         self._hidden_outputs = hidden_outputs
         self._hidden_calls: set[str] = set()
-        self._ids: set[str] = set()
         self._begun = 0
         self._open: dict[_Place, _Item] = {}
         self._finished: dict[int, Fields] = {}
@@ -118,10 +117,8 @@ class ItemTranslator:
         yield from self._finish(item, final)
 
     def _new(self, fields: Fields) -> "_Item":
-        item_id = fields["id"]
-        if item_id in {None, "", FAKE_RESPONSES_ID} or item_id in self._ids:
-            item_id = f"{_PREFIXES.get(fields['type'], 'item')}_{uuid4().hex}"
-        self._ids.add(item_id)
+        # Ids of our own, by which a client can refer to an item: models give placeholders, and some repeat themselves.
+        item_id = fields["id"] if fields["type"] in _KEPT else item_id_of(fields["type"], self._stem, self._begun)
         self._begun += 1
         return _Item(fields | {"id": item_id}, self._begun - 1)
 
@@ -140,14 +137,20 @@ class ItemTranslator:
             self._hidden_calls.add(item.fields["call_id"])
 
 
-def output_items(new_items: Sequence[RunItem], hidden_outputs: frozenset[str] = frozenset()) -> list[Fields]:
+def item_id_of(kind: str, stem: str, index: int) -> str:
+    """Return the id of the item at ``index`` of the output of the response whose id has the digits ``stem``."""
+    return f"{_PREFIXES.get(kind, 'item')}_{stem}_{index}"
+
+
+def output_items(new_items: Sequence[RunItem], stem: str, hidden_outputs: frozenset[str] = frozenset()) -> list[Fields]:
     """Return the output items of a run that was not streamed, as `ItemTranslator.output` has them.
 
     Args:
         new_items: ``RunResult.new_items``; calls that wait for an approval stand in it twice and are shown once.
+        stem: as for `ItemTranslator`.
         hidden_outputs: names of tools whose outputs are left out.
     """
-    translator = ItemTranslator(hidden_outputs)
+    translator = ItemTranslator(stem, hidden_outputs)
     for item in new_items:
         if not isinstance(item, ToolApprovalItem | InputItem):
             translator.add(item.raw_item)
@@ -194,6 +197,7 @@ _REQUIRED: dict[str, Fields] = {
     "function_call_output": {"status": "completed"},
     "reasoning": {"summary": []},
 }
+_KEPT = {"mcp_approval_request"}  # ids that are answered to
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 

@@ -20,13 +20,12 @@ from gateway.storage.database import Pool
 _USED = "This approval was answered before, or the conversation went on without it; nothing was run."
 
 
-class Resumed(NamedTuple):
-    """A paused run that was taken out."""
+class Paused(NamedTuple):
+    """Where a run waits for an approval."""
 
-    snapshot: Snapshot
-    agent: str
-    decisions: dict[str, ApprovalAnswer]
-    """By call id."""
+    session_id: str
+    agent: str | None
+    """``None``: it waits no more."""
 
 
 class PausedRuns:
@@ -49,33 +48,36 @@ class PausedRuns:
         """Return the statements by which a turn makes every approval before it void."""
         return [(_VOID, [turn.session_id]), (_DROP, [turn.session_id])]
 
-    async def session_of(self, approval_id: str, key_id: str) -> str:
-        """Return the session that an approval belongs to; raise `ApprovalNotFound` if the key has none of that id."""
+    async def find(self, approval_id: str, key_id: str) -> Paused:
+        """Return what an approval is for; raise `ApprovalNotFound` if the key has none of that id."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_FIND, [[approval_id], key_id])
-            row = await cursor.fetchone()
+            cursor = await connection.execute(_FIND, [approval_id, key_id])
+            row: Any = await cursor.fetchone()
         if row is None:
             raise _not_found(approval_id)
-        return str(row[1])
+        return Paused(*row)
 
-    async def take(self, turn: Turn, answers: Sequence[ApprovalAnswer]) -> Resumed:
+    async def take(self, turn: Turn, answers: Sequence[ApprovalAnswer]) -> tuple[Snapshot, dict[str, ApprovalAnswer]]:
         """Take out the run that these answers are for; from here on they cannot be used again.
 
+        Returns:
+            The run, and the answers by the id of the call that each is about.
+
         Raises:
-            ApprovalNotFound: there is no such approval.
+            ApprovalNotFound: there is no such approval in this session.
             ApprovalUsed: it was answered before, or the conversation went on.
             InvalidRequest: the run waits for further approvals that were not answered along; nothing was used.
         """
         by_id = {answer.approval_id: answer for answer in answers}
         async with self._pool.connection() as connection, connection.transaction():
-            cursor = await connection.execute(f"{_FIND} FOR UPDATE OF approvals", [list(by_id), turn.key_id])
+            cursor = await connection.execute(_LOCK, [list(by_id), turn.session_id])
             found: dict[Any, Any] = {row[0]: row[1:] for row in await cursor.fetchall()}
             for approval_id in by_id:
                 if approval_id not in found:
                     raise _not_found(approval_id)
-            if any(used or session_id != turn.session_id for session_id, _, _, used in found.values()):
+            if any(used for _, _, used in found.values()):
                 raise ApprovalUsed(_USED)
-            trace_ids = {trace_id for _, trace_id, _, _ in found.values()}
+            trace_ids = {trace_id for trace_id, _, _ in found.values()}
             cursor = await connection.execute(_OPEN, [list(trace_ids)])
             missing = sorted({str(row[0]) for row in await cursor.fetchall()} - set(by_id))
             if missing or len(trace_ids) > 1:
@@ -85,14 +87,13 @@ class PausedRuns:
                     "approvals",
                 )
             cursor = await connection.execute(_TAKE, [trace_ids.pop(), turn.number - 1])
-            row = await cursor.fetchone()
+            row: Any = await cursor.fetchone()
             if row is None:
                 raise ApprovalUsed(_USED)
             await connection.execute("UPDATE approvals SET used = true WHERE approval_id = ANY(%s)", [list(by_id)])
-        trace_id, agent, stored = row
-        snapshot = msgspec.json.decode(self._cipher.decrypt(stored, str(trace_id)), type=Snapshot)  # type: ignore[arg-type]
-        decisions = {call_id: by_id[approval_id] for approval_id, (_, _, call_id, _) in found.items()}
-        return Resumed(snapshot, str(agent), decisions)
+        trace_id, stored = row
+        snapshot = msgspec.json.decode(self._cipher.decrypt(stored, trace_id), type=Snapshot)
+        return snapshot, {call_id: by_id[approval_id] for approval_id, (_, call_id, _) in found.items()}
 
 
 def _not_found(approval_id: str) -> ApprovalNotFound:
@@ -104,8 +105,13 @@ _REQUEST = "INSERT INTO approvals (approval_id, session_id, trace_id, call_id) V
 _VOID = "UPDATE approvals SET used = true WHERE session_id = %s AND NOT used"
 _DROP = "DELETE FROM paused_runs WHERE session_id = %s"
 _FIND = """
-    SELECT approval_id, session_id, trace_id, call_id, used FROM approvals JOIN sessions USING (session_id)
-    WHERE approval_id = ANY(%s) AND key_id = %s
+    SELECT session_id, agent
+    FROM approvals JOIN sessions USING (session_id) LEFT JOIN paused_runs USING (session_id, trace_id)
+    WHERE approval_id = %s AND key_id = %s
+"""
+_LOCK = """
+    SELECT approval_id, trace_id, call_id, used FROM approvals
+    WHERE approval_id = ANY(%s) AND session_id = %s FOR UPDATE
 """
 _OPEN = "SELECT approval_id FROM approvals WHERE trace_id = ANY(%s) AND NOT used"
-_TAKE = "DELETE FROM paused_runs WHERE trace_id = %s AND turn = %s RETURNING trace_id, agent, snapshot"
+_TAKE = "DELETE FROM paused_runs WHERE trace_id = %s AND turn = %s RETURNING trace_id, snapshot"

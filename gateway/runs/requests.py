@@ -166,6 +166,8 @@ class TokenUsage(NamedTuple):
     """Part of ``input_tokens``."""
     reasoning_tokens: int = 0
     """Part of ``output_tokens``."""
+    cache_write_tokens: int = 0
+    """Part of ``input_tokens``."""
 
     @classmethod
     def of(cls, usage: sdk.Usage) -> "TokenUsage":
@@ -175,6 +177,7 @@ class TokenUsage(NamedTuple):
             usage.output_tokens,
             usage.input_tokens_details.cached_tokens or 0,
             usage.output_tokens_details.reasoning_tokens or 0,
+            usage.input_tokens_details.cache_write_tokens or 0,
         )
 
     def __sub__(self, other: "TokenUsage") -> "TokenUsage":

@@ -1,12 +1,14 @@
 """Stored answers of the Responses API: encrypted, each belonging to the API key that made it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from gateway.crypto import Cipher
-from gateway.errors import ResponseNotFound
+from gateway.errors import InvalidRequest, ResponseNotFound
+from gateway.runs.history import as_input
 from gateway.runs.requests import Run, RunRequest
 from gateway.runs.sessions import Statement
 from gateway.storage.database import Pool
@@ -52,6 +54,7 @@ class ResponseStore:
         session_id: str,
         user_id: str | None,
         turn: int | None,
+        known: bool,
     ) -> Statement:
         """Return the statement that stores a response, or what became of it.
 
@@ -63,9 +66,12 @@ class ResponseStore:
             session_id: as stored.
             user_id: as stored.
             turn: the session's turn that it is the answer of; ``None`` if none was kept.
+            known: it was stored as under way. If it was deleted since, it stays so.
         """
-        owner = self._process_id if status == "in_progress" else None
         stored = self._cipher.encrypt(msgspec.json.encode(body), run.response_id)
+        if known:
+            return _FINISH, [session_id, turn, status, stored, run.response_id]
+        owner = self._process_id if status == "in_progress" else None
         asked = self._cipher.encrypt(msgspec.json.encode(request.items), f"{run.response_id}/input")
         return _PUT, [run.response_id, request.key_id, session_id, turn, user_id, status, owner, stored, asked]
 
@@ -99,12 +105,47 @@ class ResponseStore:
             raise _not_found(response_id)
         return Place(str(row[0]), int(row[1]))  # type: ignore[call-overload]
 
+    async def resolve(self, items: Sequence[Any], key_id: str) -> list[Any]:
+        """Return the items with every reference to an item of a stored response replaced by that item.
+
+        Raises:
+            InvalidRequest: there is no such item.
+        """
+        outputs: dict[str, dict[str, Any]] = {}
+        resolved = []
+        for number, item in enumerate(items):
+            if item.get("type") != "item_reference":
+                resolved.append(item)
+                continue
+            if item["id"] not in outputs:
+                outputs |= {each["id"]: each for each in await self._output_with(item["id"], key_id)}
+            if item["id"] not in outputs:
+                raise InvalidRequest(
+                    f"There is no stored item {item['id'][:100]!r}. Send the item itself, or use previous_response_id.",
+                    f"input[{number}].id",
+                )
+            if (whole := as_input(outputs[item["id"]])) is not None:
+                resolved.append(whole)
+        return resolved
+
+    async def _output_with(self, item_id: str, key_id: str) -> list[dict[str, Any]]:
+        """Return the output of the response that an item's id tells; none if there is no such response."""
+        if (found := _ITEM_ID.fullmatch(item_id)) is None:
+            return []
+        try:
+            return list((await self.get(f"resp_{found[1]}", key_id)).body["output"])
+        except ResponseNotFound:
+            return []
+
     async def delete(self, response_id: str, key_id: str | None) -> None:
         """Delete a response; its turn stays in its session. Raise `ResponseNotFound`."""
         async with self._pool.connection() as connection:
             deleted = await connection.execute(_DELETE, [response_id, key_id, key_id])
         if not deleted.rowcount:
             raise _not_found(response_id)
+
+
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_\d+")  # see `gateway.runs.items.item_id_of`
 
 
 def _not_found(response_id: str) -> ResponseNotFound:
@@ -117,8 +158,9 @@ def _not_found(response_id: str) -> ResponseNotFound:
 _PUT = """
     INSERT INTO responses (response_id, key_id, session_id, turn, user_id, status, process_id, body, input)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT (response_id) DO UPDATE SET session_id = excluded.session_id, turn = excluded.turn,
-        status = excluded.status, process_id = excluded.process_id, body = excluded.body
+"""
+_FINISH = """
+    UPDATE responses SET session_id = %s, turn = %s, status = %s, process_id = NULL, body = %s WHERE response_id = %s
 """
 _GET = f"""
     SELECT body, status, input, status = 'in_progress' AND process_id NOT IN ({LIVING}) FROM responses

@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import psycopg
 import structlog
@@ -17,9 +18,12 @@ import structlog
 from gateway.crypto import Keys
 from gateway.errors import (
     GatewayError,
+    InvalidRequest,
     Overloaded,
     RequestError,
     RunCancelled,
+    RunError,
+    RunFailed,
     RunTimeout,
     ServiceUnavailable,
     SessionBusy,
@@ -61,11 +65,12 @@ class ActiveRun:
         self.executed = False
         """The agent was run; before that, a refusal is no run."""
         self.settling = False
-        """Its turn is being stored: it can no longer be ended."""
+        """Its end is being stored: it can no longer be ended otherwise."""
         self._events: list[dict[str, Any]] = []
         self._news = asyncio.Event()
         self._result: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
+        self._entered = False
         self._reason: GatewayError | None = None
 
     async def result(self) -> RunResult:
@@ -89,8 +94,10 @@ class ActiveRun:
 
     def cancel(self, reason: GatewayError) -> None:
         """End the run at once; ``reason`` is what its client is told. Nothing happens if it has ended."""
-        if self._task is not None and not (self._task.done() or self.settling or self._reason):
-            self._reason = reason
+        if self.settling or self._reason:
+            return
+        self._reason = reason
+        if self._task is not None and self._entered:  # a task that is cancelled before it begins never does
             self._task.cancel()
 
     @property
@@ -106,6 +113,12 @@ class ActiveRun:
     def start(self, task: "asyncio.Task[None]") -> None:
         """Take the task that carries the run out."""
         self._task = task
+
+    def check(self, *, too_late: bool = False) -> None:
+        """Raise `asyncio.CancelledError` if the run was ended before it began, or what it ran did not heed it."""
+        self._entered = True
+        if self._reason is not None or too_late:
+            raise asyncio.CancelledError
 
     def end(self, outcome: RunResult | GatewayError) -> None:
         """Tell the client how the run ended."""
@@ -127,7 +140,21 @@ class ActiveRun:
 
     def reason(self, error: BaseException) -> GatewayError | None:
         """Return why the run was cancelled, if that is what ``error`` says."""
-        return (self._reason or ServiceUnavailable(_STOPPING)) if isinstance(error, asyncio.CancelledError) else None
+        if not isinstance(error, asyncio.CancelledError):
+            return None
+        if self._reason is None and self._task is not None and not self._task.cancelling():
+            return RunFailed("The agent cancelled itself on this request; its trace has the details.")
+        return self._reason or ServiceUnavailable(_STOPPING)
+
+
+class _Place(NamedTuple):
+    """What a request goes on with."""
+
+    session_id: str
+    follows: int | None = None
+    """Turn that it follows; ``None``: the last one."""
+    agent: str | None = None
+    """Agent that answers; ``None``: the default one."""
 
 
 class AgentRunner:
@@ -199,17 +226,24 @@ class AgentRunner:
             ServiceUnavailable: the database is away; the session is as it was.
         """
         self._admit()
-        plugin = self._executor.plugin(request.agent)
-        self._executor.check(plugin, request.options)
         try:
-            session_id, follows = await self._place(request)
+            if any(item.get("type") == "item_reference" for item in request.items):
+                items = await self._responses.resolve(request.items, request.key_id)
+                request = replace(request, items=items)
+            place = await self._place(request)
+            plugin = self._executor.plugin(place.agent)
+            self._executor.check(plugin, request.options)
             self._admit()  # others may have come in the meantime
-            active = self._begin(plugin, request, session_id)
-            if request.render and (request.background or request.stream):
-                await self._store(active, "in_progress", request.render(active.run, None))
+            active = self._begin(plugin, request, place.session_id)
+            try:
+                if request.render and _is_announced(request):
+                    await self._store(active, "in_progress", request.render(active.run, None))
+            except BaseException:
+                self._finish(active, None, counts=False)
+                raise
         except psycopg.OperationalError as error:
             raise _database_away(error) from error
-        active.start(asyncio.create_task(self._carry_out(active, plugin, follows), name=active.run.trace_id))
+        active.start(asyncio.create_task(self._carry_out(active, plugin, place.follows), name=active.run.trace_id))
         return active
 
     def stop(self, trace_id: str, reason: str) -> None:
@@ -225,16 +259,17 @@ class AgentRunner:
                 f"This process has {len(self._active)} runs under way, which is all it may have. Try again shortly."
             )
 
-    async def _place(self, request: RunRequest) -> tuple[str, int | None]:
-        """Return the session of a request, and the turn that it follows, if that need not be the last one."""
+    async def _place(self, request: RunRequest) -> _Place:
+        session_id, follows = request.session_id, None
         if request.previous_response_id is not None:
-            place = await self._responses.place(request.previous_response_id, request.key_id)
-            return place.session_id, place.turn
-        if request.session_id is not None:
-            return request.session_id, None
-        if request.approvals:
-            return await self._paused.session_of(request.approvals[0].approval_id, request.key_id), None
-        return f"s-{uuid.uuid4().hex}", None
+            session_id, follows = await self._responses.place(request.previous_response_id, request.key_id)
+        if not request.approvals:
+            return _Place(session_id or f"s-{uuid.uuid4().hex}", follows, request.agent)
+        paused = await self._paused.find(request.approvals[0].approval_id, request.key_id)
+        if None not in {request.agent, paused.agent} and request.agent != paused.agent:
+            raise InvalidRequest(f"The run that waits for this approval is one of the agent {paused.agent!r}.", "model")
+        # Never a fork's: the run that waits is the last turn, or it is over.
+        return _Place(session_id or paused.session_id, None, paused.agent or request.agent)
 
     def _begin(self, plugin: AgentPlugin, request: RunRequest, session_id: str) -> ActiveRun:
         stored_id = self._redactor.identifier(session_id, "session")
@@ -278,6 +313,7 @@ class AgentRunner:
             outcome = await self._answer(active, plugin, follows)
             error = None
         except BaseException as raised:  # noqa: BLE001 - the task ends here, and its client must hear of it
+            active.settling = True
             outcome = active.reason(raised) or _public(raised)
             error = _trace_error(raised, outcome)
             if active.counts(outcome):
@@ -304,10 +340,12 @@ class AgentRunner:
         timeout_s = self._settings.run_timeout_s
         try:
             async with asyncio.timeout(timeout_s) as deadline, AsyncExitStack() as stack:
+                active.check()
                 turn = await self._turn(active, follows, stack)
                 active.took_turn = True
                 active.begun.set()
                 outcome = await self._execute(active, plugin, turn)
+                active.check(too_late=deadline.expired())
                 result = _result(active.run, outcome)
                 # The run is done: a turn that is stored must not be answered as too late, nor as cancelled.
                 deadline.reschedule(None)
@@ -362,12 +400,9 @@ class AgentRunner:
         request = active.request
         emit = active.emit if request.stream else None
         if request.approvals:
-            resumed = await self._paused.take(turn, request.approvals)
-            plugin = self._executor.plugin(resumed.agent)
+            snapshot, decisions = await self._paused.take(turn, request.approvals)
             active.executed = True
-            outcome = await self._executor.resume(
-                plugin, resumed.snapshot, resumed.decisions, active.capture, request.options, emit
-            )
+            outcome = await self._executor.resume(plugin, snapshot, decisions, active.capture, request.options, emit)
         else:
             history = turn.history if request.transcript is None else request.transcript
             items = join(history, request.items)
@@ -411,6 +446,7 @@ class AgentRunner:
             session_id=trace.session_id,
             user_id=trace.user_id,
             turn=turn,
+            known=status != "in_progress" and _is_announced(active.request),
         )
 
     async def _store(self, active: ActiveRun, status: Status, body: dict[str, Any]) -> None:
@@ -419,7 +455,7 @@ class AgentRunner:
     async def _store_failure(self, active: ActiveRun, error: GatewayError) -> None:
         """Note in the stored response that its run failed, so that nobody waits for it."""
         request = active.request
-        if request.render is None or not (request.background or request.stream):
+        if request.render is None or not _is_announced(request):
             return
         status: Status = "cancelled" if isinstance(error, RunCancelled) else "failed"
         try:
@@ -427,6 +463,11 @@ class AgentRunner:
                 await self._store(active, status, request.render(active.run, error))
         except (psycopg.Error, TimeoutError) as problem:
             log.warning("a failed response could not be stored", trace_id=active.run.trace_id, error=str(problem))
+
+
+def _is_announced(request: RunRequest) -> bool:
+    """Whether the response is stored before the run is done: its client may ask for it."""
+    return request.background or request.stream
 
 
 def _result(run: Run, outcome: Outcome) -> RunResult:
@@ -449,7 +490,7 @@ def _database_away(error: Exception) -> ServiceUnavailable:
 
 def _public(error: BaseException) -> GatewayError:
     """Return the error that the client is told."""
-    if isinstance(error, GatewayError):
+    if isinstance(error, RequestError | RunError | ServiceUnavailable):
         return error
     log.error("unexpected error in a run", exc_info=error)
     return GatewayError("The gateway failed on this request; its log says why.")
@@ -457,6 +498,8 @@ def _public(error: BaseException) -> GatewayError:
 
 def _trace_error(error: BaseException, told: GatewayError) -> SpanError:
     """Return what the trace says of a run that was not answered."""
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(told, RunCancelled) or (
+        isinstance(error, asyncio.CancelledError) and not isinstance(told, RunFailed)
+    ):
         return SpanError("CANCELLED", str(told))
     return SpanError(told.code, str(error.__cause__ or error))

@@ -3,13 +3,12 @@
 A session's history is a row a turn, encrypted and bound to its place. A run takes the session's turn first: a row of
 ``sessions`` names the owner, its process, and a time after which the turn is free again. The turn of a process that
 died is free at once, since its advisory lock is gone (`gateway.storage.signals`). Who finds the turn taken queues in
-``session_waiters`` and is woken by a signal. Nothing is written until the run has succeeded; a failed run leaves the
-session as it was.
+``session_waiters``; the first in line is woken by a signal. Nothing is written until the run has succeeded; a failed
+run leaves the session as it was.
 """
 
 import asyncio
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import structlog
 from gateway.crypto import Cipher
 from gateway.errors import RunCancelled, SessionBusy, SessionNotFound
 from gateway.storage.database import Pool
+from gateway.storage.erasure import BESIDE_NO_ERASURE
 from gateway.storage.schema import ANONYMOUS
 from gateway.storage.signals import LIVING, RECONNECTED, STOP_RUN, TURN_FREE, Signals
 
@@ -35,6 +35,7 @@ Statement = tuple[str, Sequence[Any]]
 _LOOK_AGAIN_S = 1.0  # a signal may be missed, so a waiter looks by itself as well
 _TICKET_S = 5.0  # how long a waiter that no longer looks (its process died) keeps its place
 _GIVE_BACK_WAIT_S = 1.0  # with the database away the client is waiting for its 503
+_RETRY_S = 1.0
 _NO_TICKET = 2**62  # behind all who wait
 
 
@@ -93,7 +94,9 @@ class SessionStore:
         self._signals = signals
         self._history_turns = history_turns
         self._hold_s = hold_s
-        self._sleepers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._sleepers: dict[str, asyncio.Event] = {}
+        """By owner."""
+        self._leaving: set[asyncio.Task[None]] = set()
         signals.on(TURN_FREE, self._wake)
         signals.on(RECONNECTED, self._wake_all)
 
@@ -188,12 +191,25 @@ class SessionStore:
             RunCancelled: a newer request took the turn away; nothing was written.
             SessionBusy: the turn was held for so long that another run took it; nothing was written.
         """
-        stored = self._encrypted(turn, turn.number, items)
-        mine = [turn.number, user_id, turn.forked_from, turn.session_id, turn.owner, stored, trace_id, continues]
+        mine = {
+            "session": turn.session_id,
+            "turn": turn.number,
+            "owner": turn.owner,
+            "user": user_id,
+            "forked_from": turn.forked_from,
+            "items": self._encrypted(turn, turn.number, items),
+            "trace": trace_id,
+            "continues": continues,
+        }
         copies = turn.earlier if turn.copied else []
         async with self._pool.connection() as connection, AsyncExitStack() as stack:
             if copies or also:
                 await stack.enter_async_context(connection.transaction())
+            if copies:
+                await connection.execute(BESIDE_NO_ERASURE)
+                last = [turn.forked_from, copies[-1].number, copies[-1].created_at]
+                if await (await connection.execute(_STILL_THERE, last)).fetchone() is None:
+                    raise _ended()  # what was forgotten must not come back in a fork
             cursor = await connection.execute(_COMMIT, mine)
             if await cursor.fetchone() is None:
                 raise await self._lost(connection, turn)
@@ -212,10 +228,10 @@ class SessionStore:
     async def _lost(self, connection: psycopg.AsyncConnection[Any], turn: Turn) -> Exception:
         cursor = await connection.execute("SELECT turn_owner FROM sessions WHERE session_id = %s", [turn.session_id])
         if await cursor.fetchone() in {(turn.owner,), None}:  # still ours, but interrupted; or forgotten
-            return RunCancelled("A newer request on this session, or its deletion, ended this run; nothing was stored.")
+            return _ended()
         return SessionBusy(
-            "The run took longer than a session's turn may be held, and another run has gone on with the session; "
-            "this run's turn was not stored. Send the request again."
+            "Another run has gone on with the session, since this one took longer than a session's turn may be held, "
+            "or its process seemed to be gone; its turn was not stored. Send the request again."
         )
 
     @asynccontextmanager
@@ -230,22 +246,18 @@ class SessionStore:
             yield turn
         finally:
             if turn is None or not turn.settled:
-                # Shielded: a cancelled run must give the turn back, or the session would be stuck until it expires.
-                await asyncio.shield(self._give_back(session_id, owner))
+                await self._give_back(session_id, owner)
 
     @asynccontextmanager
     async def _held_if_last(self, session_id: str, number: int, owner: str, key_id: str) -> AsyncIterator[Turn | None]:
         """Hold the turn if it is free and turn ``number`` is the last one; give ``None`` otherwise, without waiting."""
-        turn = None
+        turn = Turn(session_id, number + 1, owner, key_id)
         try:
-            if await self._take(session_id, owner, key_id, _NO_TICKET) == number:
-                turn = Turn(session_id, number + 1, owner, key_id)
-            else:
-                await self._give_back(session_id, owner)
-            yield turn
+            is_last = await self._take(session_id, owner, key_id, _NO_TICKET) == number
+            yield turn if is_last else None
         finally:
-            if turn is not None and not turn.settled:
-                await asyncio.shield(self._give_back(session_id, owner))
+            if not turn.settled:
+                await self._give_back(session_id, owner)
 
     async def _take(self, session_id: str, owner: str, key_id: str | None, ticket: int) -> int | None:
         """Take the turn if it is free and nobody waits before us; return how many turns there are already."""
@@ -261,51 +273,43 @@ class SessionStore:
         await self._check_owner(session_id, key_id)
         if policy == "reject":
             raise SessionBusy("Another request has this session's turn. Wait for its answer, then send this one again.")
-        free = asyncio.Event()
-        self._sleepers[session_id].add(free)
-        ticket = 0
+        first_in_line = self._sleepers[owner] = asyncio.Event()
         try:
-            ticket = await self._draw_ticket(session_id, owner, interrupt=policy == "interrupt")
+            ticket = await self._draw_ticket(session_id, owner)
             while (turns := await self._take(session_id, owner, key_id, ticket)) is None:
+                if policy == "interrupt":  # each time, since the signal may have been missed
+                    await self._interrupt(session_id, ticket)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(free.wait(), _LOOK_AGAIN_S)
-                free.clear()
-                await self._keep_place(ticket, session_id)
-                await self._check_owner(session_id, key_id)
+                    await asyncio.wait_for(first_in_line.wait(), _LOOK_AGAIN_S)
+                first_in_line.clear()
+                await self._keep_place(ticket, key_id)
             return turns
         finally:
-            self._sleepers[session_id].discard(free)
-            if not self._sleepers[session_id]:
-                del self._sleepers[session_id]
-            if ticket:
-                await asyncio.shield(self._leave(ticket))
+            del self._sleepers[owner]
+            await self._finish([_LEAVE], {"session": session_id, "owner": owner})
 
     async def _check_owner(self, session_id: str, key_id: str | None) -> None:
         async with self._pool.connection() as connection:
             cursor = await connection.execute("SELECT key_id FROM sessions WHERE session_id = %s", [session_id])
             row = await cursor.fetchone()
-        if (row is None and key_id is None) or (row and key_id and row[0] != key_id):
-            raise SessionNotFound("There is no such session. Leave the session id out to begin a new one.")
+        _check_key(row[0] if row else None, key_id)
 
-    async def _draw_ticket(self, session_id: str, owner: str, *, interrupt: bool) -> int:
+    async def _draw_ticket(self, session_id: str, owner: str) -> int:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_DRAW, [session_id, owner, _TICKET_S])
             row = await cursor.fetchone()
-            ticket = int(row[0]) if row else 0  # type: ignore[call-overload]
-            if interrupt:
-                await connection.execute(_INTERRUPT, {"session": session_id, "ticket": ticket})
-        return ticket
+        return int(row[0]) if row else 0  # type: ignore[call-overload]
 
-    async def _keep_place(self, ticket: int, session_id: str) -> None:
+    async def _interrupt(self, session_id: str, ticket: int) -> None:
         async with self._pool.connection() as connection:
-            kept = await connection.execute(_KEEP, [_TICKET_S, ticket])
-        if not kept.rowcount:
-            raise RunCancelled(f"A newer request took the place of this one in the line for session {session_id!r}.")
+            await connection.execute(_INTERRUPT, {"session": session_id, "ticket": ticket})
 
-    async def _leave(self, ticket: int) -> None:
-        with suppress(psycopg.OperationalError):  # the ticket runs out by itself
-            async with self._pool.connection(timeout=_GIVE_BACK_WAIT_S) as connection:
-                await connection.execute("DELETE FROM session_waiters WHERE ticket = %s", [ticket])
+    async def _keep_place(self, ticket: int, key_id: str | None) -> None:
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(_KEEP, [_TICKET_S, ticket])).fetchone()
+        if row is None:
+            raise _ended()
+        _check_key(row[0], key_id)
 
     async def _read(self, session_id: str, last: int, *, continues: bool) -> list[StoredTurn]:
         """Return the newest turns up to ``last``; a turn and those that answer its tool calls count as one."""
@@ -330,24 +334,49 @@ class SessionStore:
         ]
 
     async def _give_back(self, session_id: str, owner: str) -> None:
-        try:
-            async with self._pool.connection(timeout=_GIVE_BACK_WAIT_S) as connection:
-                await connection.execute(_GIVE_BACK, {"session": session_id, "owner": owner})
-                await connection.execute(_TELL_WAITERS, {"session": session_id})
-        except psycopg.OperationalError as error:  # what the run ended with matters more to its client
-            log.warning("a session's turn could not be given back; it is free when its time is over", error=str(error))
+        await self._finish(_GIVE_BACK, {"session": session_id, "owner": owner})
 
-    def _wake(self, session_id: str) -> None:
-        for free in self._sleepers.get(session_id, ()):
-            free.set()
+    async def _finish(self, statements: Sequence[str], values: dict[str, str]) -> None:
+        """Execute for certain, whoever is cancelled and whatever the database does; wait for that a moment at most."""
+        task = asyncio.create_task(self._execute(statements, values), name="sessions")
+        self._leaving.add(task)  # the event loop keeps weak references only
+        task.add_done_callback(self._leaving.discard)
+        await asyncio.wait({task}, timeout=_GIVE_BACK_WAIT_S)  # unlike `wait_for`, it never cancels the task
+
+    async def _execute(self, statements: Sequence[str], values: dict[str, str]) -> None:
+        while not self._pool.closed:
+            try:
+                async with self._pool.connection() as connection:
+                    for statement in statements:
+                        await connection.execute(statement, values)
+                return
+            except psycopg.OperationalError as error:
+                log.warning("a session's turn could not be given back; trying again", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    def _wake(self, owner: str) -> None:
+        if first_in_line := self._sleepers.get(owner):
+            first_in_line.set()
 
     def _wake_all(self, _: str) -> None:
-        for session_id in self._sleepers:
-            self._wake(session_id)
+        for first_in_line in self._sleepers.values():
+            first_in_line.set()
 
 
+def _check_key(found: object, key_id: str | None) -> None:
+    """Raise `SessionNotFound` if a session of key ``found`` (``None``: there is none) is not for ``key_id``."""
+    if (found is None and key_id is None) or (found and key_id and found != key_id):
+        raise SessionNotFound("There is no such session. Leave the session id out to begin a new one.")
+
+
+def _ended() -> RunCancelled:
+    return RunCancelled("A newer request on this session, or its deletion, ended this run; nothing was stored.")
+
+
+# This process lives, even while its own connection for signals is being made anew.
 _IS_FREE = f"""
-    (sessions.turn_owner IS NULL OR sessions.turn_until < now() OR sessions.turn_process NOT IN ({LIVING}))
+    (sessions.turn_owner IS NULL OR sessions.turn_until < now()
+     OR sessions.turn_process <> %(process)s AND sessions.turn_process NOT IN ({LIVING}))
     AND NOT EXISTS (SELECT 1 FROM session_waiters AS waiter
                     WHERE waiter.session_id = sessions.session_id AND waiter.ticket < %(ticket)s
                       AND waiter.waiting_until > now())
@@ -370,14 +399,21 @@ _DRAW = """
     INSERT INTO session_waiters (session_id, owner, waiting_until)
     VALUES (%s, %s, now() + make_interval(secs => %s)) RETURNING ticket
 """
-_KEEP = "UPDATE session_waiters SET waiting_until = now() + make_interval(secs => %s) WHERE ticket = %s"
-# The newest request counts: whoever has the turn and whoever waits for it is told to stop.
+_KEEP = """
+    UPDATE session_waiters AS waiter SET waiting_until = now() + make_interval(secs => %s) WHERE ticket = %s
+    RETURNING (SELECT key_id FROM sessions WHERE sessions.session_id = waiter.session_id)
+"""
+# The newest request counts: whoever has the turn and whoever waits for it is told to stop, unless a newer one has
+# already told this one the same.
 _INTERRUPT = f"""
-    WITH passed AS (
-        DELETE FROM session_waiters WHERE session_id = %(session)s AND ticket < %(ticket)s RETURNING owner),
+    WITH newest AS (SELECT 1 FROM session_waiters WHERE ticket = %(ticket)s),
+    passed AS (
+        DELETE FROM session_waiters
+        WHERE session_id = %(session)s AND ticket < %(ticket)s AND EXISTS (TABLE newest) RETURNING owner),
     holder AS (
         UPDATE sessions SET interrupted = true
-        WHERE session_id = %(session)s AND turn_owner IS NOT NULL RETURNING turn_owner AS owner)
+        WHERE session_id = %(session)s AND turn_owner IS NOT NULL AND EXISTS (TABLE newest)
+        RETURNING turn_owner AS owner)
     SELECT pg_notify('gateway', '{STOP_RUN}:' || owner) FROM (TABLE passed UNION ALL TABLE holder) AS ended
 """
 _READ = """
@@ -391,29 +427,34 @@ _READ = """
 _READ_ALL = """
     SELECT turn, trace_id, created_at, items, continues FROM session_turns WHERE session_id = %s ORDER BY turn
 """
+_FIRST_IN_LINE = f"""
+    SELECT pg_notify('gateway', '{TURN_FREE}:' || owner) FROM (
+        SELECT owner FROM session_waiters WHERE session_id = %(session)s AND waiting_until > now()
+        ORDER BY ticket LIMIT 1) AS waiter
+"""
 _COMMIT = f"""
     WITH mine AS (
-        UPDATE sessions SET turns = %s, turn_owner = NULL, turn_process = NULL, turn_until = NULL, used_at = now(),
-            ended_at = NULL, user_id = coalesce(user_id, %s), forked_from = coalesce(forked_from, %s)
-        WHERE session_id = %s AND turn_owner = %s AND NOT interrupted RETURNING session_id, turns),
+        UPDATE sessions SET turns = %(turn)s, turn_owner = NULL, turn_process = NULL, turn_until = NULL,
+            used_at = now(), ended_at = NULL, user_id = coalesce(user_id, %(user)s),
+            forked_from = coalesce(forked_from, %(forked_from)s)
+        WHERE session_id = %(session)s AND turn_owner = %(owner)s AND NOT interrupted RETURNING session_id, turns),
     stored AS (
         INSERT INTO session_turns (session_id, turn, items, trace_id, continues)
-        SELECT session_id, turns, %s, %s, %s FROM mine RETURNING session_id AS id)
-    SELECT id, CASE WHEN EXISTS (SELECT 1 FROM session_waiters WHERE session_id = id)
-                    THEN pg_notify('gateway', '{TURN_FREE}:' || id)::text END
-    FROM stored
+        SELECT session_id, turns, %(items)s, %(trace)s, %(continues)s FROM mine RETURNING session_id)
+    SELECT session_id, ({_FIRST_IN_LINE})::text FROM stored
 """
+_STILL_THERE = "SELECT 1 FROM session_turns WHERE session_id = %s AND turn = %s AND created_at = %s"
 _COPY = """
     INSERT INTO session_turns (session_id, turn, items, trace_id, continues, created_at) VALUES (%s, %s, %s, %s, %s, %s)
 """
 # A session that never had a turn that succeeded is gone again, as if nothing had been asked.
-_GIVE_BACK = """
+_GIVE_BACK = (
+    """
     WITH gone AS (
         DELETE FROM sessions WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns = 0)
     UPDATE sessions SET turn_owner = NULL, turn_process = NULL, turn_until = NULL, interrupted = false
     WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns > 0
-"""
-_TELL_WAITERS = f"""
-    SELECT pg_notify('gateway', '{TURN_FREE}:' || %(session)s)
-    WHERE EXISTS (SELECT 1 FROM session_waiters WHERE session_id = %(session)s)
-"""
+    """,
+    _FIRST_IN_LINE,
+)
+_LEAVE = "DELETE FROM session_waiters WHERE session_id = %(session)s AND owner = %(owner)s"

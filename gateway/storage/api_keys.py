@@ -33,6 +33,7 @@ SCOPES = ("invoke", "feedback", "ops", "admin")
 _FORM = re.compile(r"gw_([0-9a-f]{8})_[\w-]{43}", re.ASCII)
 _FRESH_S = 5.0  # a change comes as a signal; this is for one that was missed
 _LOOK_AGAIN_S = 1.0  # as above, for a key that is not known (yet): a flood of wrong ones costs one statement a second
+_STALE_S = 60.0  # while the database is away nobody can revoke a key either, and runs say by themselves what is wrong
 _HOW = "send `Authorization: Bearer <key>`; a key is made with `gateway keys create`."
 
 
@@ -178,6 +179,7 @@ class KeyRing:
         self._allow_anonymous = allow_anonymous
         self._clock = clock
         self._keys: _Keys | None = None
+        self._try_at = 0.0  # the database was away; no request looks again before that
         self._reading: asyncio.Task[_Keys] | None = None
         for kind in (KEYS_CHANGED, RECONNECTED):
             signals.on(kind, self._forget)
@@ -218,10 +220,18 @@ class KeyRing:
         """Return the keys as they were not longer than ``fresh_s`` ago; those who ask at once share one read."""
         if self._keys is not None and self._clock() < self._keys.read_at + fresh_s:
             return self._keys
+        if self._keys is not None and self._clock() < min(self._try_at, self._keys.read_at + _STALE_S):
+            return self._keys
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._query(), name="api-keys")
         reading = self._reading
-        keys = await asyncio.shield(reading)
+        try:
+            keys = await asyncio.shield(reading)
+        except ServiceUnavailable:
+            self._try_at = self._clock() + _LOOK_AGAIN_S
+            if self._keys is not None and self._clock() < self._keys.read_at + _STALE_S:
+                return self._keys
+            raise
         if reading is self._reading:  # else the keys have changed meanwhile
             self._keys = keys
         return keys

@@ -170,7 +170,8 @@ _NAMED = f"""
 """
 _FAMILY = f"""
     WITH RECURSIVE family AS (
-        SELECT session_id FROM sessions WHERE session_id = ANY(%(named)s) AND {_MINE}
+        SELECT session_id FROM sessions
+        WHERE (session_id = ANY(%(named)s) OR forked_from = ANY(%(named)s)) AND {_MINE}
         UNION
         SELECT fork.session_id FROM sessions AS fork JOIN family ON fork.forked_from = family.session_id)
     SELECT session_id FROM family ORDER BY session_id
@@ -195,7 +196,12 @@ _WAITING = "DELETE FROM outbox WHERE trace_id = ANY(%(traces)s) AND claimed_by I
 _CLAIMED = "UPDATE outbox SET payload = '', retry_at = now() WHERE trace_id = ANY(%(traces)s)"
 _SCORES = "DELETE FROM scores WHERE trace_id = ANY(%(traces)s) OR session_id = ANY(%(places)s)"
 _WAITERS = "DELETE FROM session_waiters WHERE session_id = ANY(%(sessions)s)"
-_ANSWERS = f"DELETE FROM idempotency_keys WHERE session_id = ANY(%(places)s) AND {_MINE}"
+# The answer to a batch tells of many sessions and names none: all batches of the keys that took part go.
+_ANSWERS = f"""
+    DELETE FROM idempotency_keys AS kept
+    WHERE (session_id = ANY(%(places)s) OR session_id IS NULL AND answer IS NOT NULL
+           AND EXISTS (SELECT 1 FROM runs WHERE trace_id = ANY(%(traces)s) AND runs.key_id = kept.key_id)) AND {_MINE}
+"""
 _CONVERSATIONS = "DELETE FROM conversations WHERE session_id = ANY(%(places)s)"
 _OPEN = """
     SELECT DISTINCT jsonb_array_elements_text(trace_ids) FROM erasures

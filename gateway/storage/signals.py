@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ RECONNECTED = "reconnected"
 """Kind of the signal that is raised here when messages may have been missed."""
 
 TURN_FREE = "turn_free"
-"""A session's turn is free; the subject is the session's id."""
+"""A session's turn is free; the subject is the owner that is first in line for it."""
 STOP_RUN = "stop_run"
 """A newer request took a run's place; the subject is the id of the run's trace, which owns the session's turn."""
 STOP_RESPONSE = "stop_response"
@@ -88,13 +89,15 @@ class Signals:
 
     async def _run(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 await self._listen()
             except psycopg.OperationalError as error:
                 if not self.process_id:
                     raise
                 log.warning("the connection for signals was lost; connecting again", error=str(error))
-            await asyncio.sleep(_RECONNECT_S)
+            # At once where it had lasted: without it this process counts as gone.
+            await asyncio.sleep(_RECONNECT_S - (time.monotonic() - began))
 
     async def _listen(self) -> None:
         async with await psycopg.AsyncConnection.connect(
@@ -107,7 +110,8 @@ class Signals:
                 )
                 row = await cursor.fetchone()
                 self.process_id = int(row[0]) if row else 0
-            await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WEB_LOCK, self.process_id])
+            # Shared, since the server may take long to see that an earlier connection of this process is gone.
+            await connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", [WEB_LOCK, self.process_id])
             await connection.execute(f"LISTEN {_CHANNEL}")
             if self._connected.is_set():
                 self._raise(RECONNECTED, "")

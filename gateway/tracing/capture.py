@@ -63,7 +63,12 @@ class RunCapture:
     @property
     def sdk_trace_id(self) -> str:
         """The trace's id in the SDK's form."""
-        return "trace_" + self.trace.trace_id.removeprefix("tr-")
+        return "trace_" + self.stem
+
+    @property
+    def stem(self) -> str:
+        """The 32 hexadecimal digits that the ids of the trace, the response and its items have in common."""
+        return self.trace.trace_id.removeprefix("tr-")
 
 
 class SpanCapture(TracingProcessor):

@@ -149,7 +149,7 @@ PATTERNS = (
         _START + r"(?P<value>sk-[A-Za-z0-9_-]{16,}|[rsp]k_(?:live|test)_[A-Za-z0-9]{10,}|gh[pousr]_[A-Za-z0-9]{20,}"
         r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
         r"|xox[abeprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{20,}|dapi[a-f0-9]{32}|pypi-[A-Za-z0-9_-]{20,}"
-        r"|npm_[A-Za-z0-9]{30,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,})",
+        r"|gw_[0-9a-f]{8}_[A-Za-z0-9_-]{43}|npm_[A-Za-z0-9]{30,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,})",
     ),
     Pattern("KEY", r"(?i)bearer\s+(?P<value>[A-Za-z0-9._~+/-]{16,}=*)", _secret),
     Pattern("KEY", r"(?i)authorization[\"'\\]{0,8}\s*[:=]\s*[\"'\\]{0,8}(?:[a-z]+\s+)?(?P<value>[^\s\"'\\,;<>]{8,})"),

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ from litestar.testing import AsyncTestClient
 from gateway.errors import ConfigurationError, GatewayError, ServiceUnavailable, Unauthenticated
 from gateway.http.access import caller_of, challenge, require_scope
 from gateway.settings import Settings
-from gateway.storage.api_keys import KeyRing, any_key, check_open, create_key, list_keys, revoke_key
+from gateway.storage.api_keys import SCOPES, KeyRing, any_key, check_open, create_key, list_keys, revoke_key
 from gateway.storage.database import Pool, open_pool
 from gateway.storage.embedded import running_url
 from gateway.storage.schema import ANONYMOUS
@@ -28,6 +29,12 @@ from gateway.storage.signals import KEYS_CHANGED, Signals
 
 ROOT = Path(__file__).parent.parent.parent
 FORM = re.compile(r"gw_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Clock:
@@ -115,7 +122,7 @@ async def test_a_key_says_who_calls(ring: KeyRing, make: Callable[..., Any]) -> 
     caller = await ring.caller(key)
     assert FORM.fullmatch(key)
     assert (caller.key_id, caller.name) == (key.split("_")[1], "app")
-    assert [scope for scope in ("invoke", "feedback", "ops", "admin") if caller.may(scope)] == ["invoke", "ops"]
+    assert [scope for scope in SCOPES if caller.may(scope)] == ["invoke", "ops"]
     assert (caller.may_use("math"), caller.may_use("support")) == (True, False)
     assert (caller.requests_per_minute, caller.concurrency) == (60, 2)
     assert "Authorization: Bearer" in await refused(ring, None)
@@ -126,7 +133,7 @@ async def test_a_key_says_who_calls(ring: KeyRing, make: Callable[..., Any]) -> 
 async def test_admin_may_everything(ring: KeyRing, make: Callable[..., Any]) -> None:
     """The scope admin implies all others."""
     caller = await ring.caller(await make(scopes=["admin"]))
-    assert all(caller.may(scope) for scope in ("invoke", "feedback", "ops", "admin"))
+    assert all(caller.may(scope) for scope in SCOPES)
 
 
 async def test_only_a_hash_is_stored(make: Callable[..., Any], rows: Callable[..., Any]) -> None:
@@ -144,7 +151,7 @@ async def test_anonymous_requests_where_they_are_allowed(
     await make()
     caller = await ring.caller(None)
     assert caller.key_id == ANONYMOUS
-    assert [scope for scope in ("invoke", "feedback", "ops", "admin") if caller.may(scope)] == ["invoke", "feedback"]
+    assert [scope for scope in SCOPES if caller.may(scope)] == ["invoke", "feedback"]
     await refused(ring, "sk-other")
 
 
@@ -214,11 +221,15 @@ async def test_requests_do_not_reach_the_database(ring: KeyRing, pool: Pool, mak
     assert pool.get_stats()["requests_num"] - before == 1
 
 
-async def test_with_the_database_away_nobody_is_let_in(pool: Pool, ring: KeyRing, clock: Clock) -> None:
-    """While the keys cannot be read a request is told to come again, since a key may have been revoked."""
+async def test_with_the_database_away_what_was_known_counts_for_a_minute(
+    pool: Pool, ring: KeyRing, clock: Clock
+) -> None:
+    """While the keys cannot be read those last read count for a minute; then a request is told to come again."""
     await ring.caller(None)
     await pool.close()
     clock.now = 10.0
+    await ring.caller(None)
+    clock.now = 61.0
     with pytest.raises(ServiceUnavailable):
         await ring.caller(None)
 
@@ -324,12 +335,12 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Command:
-    """Run `gateway keys` with arguments, on a home of the test's own; keyword arguments are settings."""
+def gateway(tmp_path: Path) -> Command:
+    """Run a command on a home of the test's own; keyword arguments are settings."""
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"GATEWAY_HOME": str(tmp_path / "home")} | settings
-        command = [sys.executable, "-m", "gateway", "keys", *arguments]
+        command = [sys.executable, "-m", "gateway", *arguments]
         return subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -337,26 +348,35 @@ def keys(tmp_path: Path) -> Command:
     return run
 
 
-async def test_the_commands(keys: Command, ring: KeyRing, database_url: str) -> None:
+@pytest.mark.parametrize("command", ["serve", "web"])
+def test_the_start_is_refused(gateway: Command, database_url: str, command: str) -> None:
+    """Neither all processes nor a single web process start where others can reach them and no key was made."""
+    ports = {f"GATEWAY_{name}PORT": str(free_port()) for name in ("", "MLFLOW_")}
+    done = gateway(command, GATEWAY_HOST="0.0.0.0", GATEWAY_DATABASE_URL=database_url, **ports)
+    assert done.returncode == 2
+    assert "Make one with `gateway keys create`, or set GATEWAY_ALLOW_ANONYMOUS=1" in done.stderr
+
+
+async def test_the_commands(gateway: Command, ring: KeyRing, database_url: str) -> None:
     """A key is alone on standard output and is let in, the list shows it without its secret, revoked it is refused."""
     made = await asyncio.to_thread(
-        keys, "create", "app [1]", "--agent", "math", "--concurrency", "3", GATEWAY_DATABASE_URL=database_url
+        gateway, "keys", "create", "app [1]", "--agent", "math", "--concurrency", "3", GATEWAY_DATABASE_URL=database_url
     )
     key = made.stdout.strip()
     assert FORM.fullmatch(key), made.stderr
     caller = await ring.caller(key)
     assert (caller.name, caller.scopes, caller.agents) == ("app [1]", {"invoke", "feedback"}, {"math"})
-    shown = await asyncio.to_thread(keys, "list", GATEWAY_DATABASE_URL=database_url)
+    shown = await asyncio.to_thread(gateway, "keys", "list", GATEWAY_DATABASE_URL=database_url)
     for expected in (caller.key_id, "app [1]", "invoke, feedback", "math", "3 at once", "never", "valid"):
         assert expected in shown.stdout
     assert key not in shown.stdout
-    revoked = await asyncio.to_thread(keys, "revoke", caller.key_id, GATEWAY_DATABASE_URL=database_url)
-    again = await asyncio.to_thread(keys, "revoke", caller.key_id, GATEWAY_DATABASE_URL=database_url)
+    revoked = await asyncio.to_thread(gateway, "keys", "revoke", caller.key_id, GATEWAY_DATABASE_URL=database_url)
+    again = await asyncio.to_thread(gateway, "keys", "revoke", caller.key_id, GATEWAY_DATABASE_URL=database_url)
     assert (revoked.returncode, again.returncode) == (0, 2)
     assert "gateway keys list" in again.stderr
 
 
-def test_a_wrong_option_is_said(keys: Command, database_url: str) -> None:
+def test_a_wrong_option_is_said(gateway: Command, database_url: str) -> None:
     """An option that cannot be meant makes no key and says what can be given."""
     expected = {
         ("--scope", "root"): "no scope root. There are: invoke, feedback, ops, admin",
@@ -366,16 +386,18 @@ def test_a_wrong_option_is_said(keys: Command, database_url: str) -> None:
         ("--requests-per-minute", "0"): "--requests-per-minute is 0",
     }
     with ThreadPoolExecutor() as threads:
-        done = threads.map(lambda option: keys("create", "app", *option, GATEWAY_DATABASE_URL=database_url), expected)
+        done = threads.map(
+            lambda option: gateway("keys", "create", "app", *option, GATEWAY_DATABASE_URL=database_url), expected
+        )
     for each, said in zip(done, expected.values(), strict=True):
         assert (each.returncode, each.stdout) == (2, "")
         assert said in each.stderr
     assert not any_key(database_url)
 
 
-def test_the_commands_start_the_embedded_database(keys: Command, tmp_path: Path) -> None:
+def test_the_commands_start_the_embedded_database(gateway: Command, tmp_path: Path) -> None:
     """Where the embedded Postgres does not run, a command runs it for its own time."""
-    key = keys("create", "app", "--scope", "admin").stdout.strip()
+    key = gateway("keys", "create", "app", "--scope", "admin").stdout.strip()
     assert FORM.fullmatch(key)
     assert running_url(tmp_path / "home") is None
-    assert key.split("_")[1] in keys("list").stdout
+    assert key.split("_")[1] in gateway("keys", "list").stdout

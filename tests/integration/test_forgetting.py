@@ -39,6 +39,11 @@ def quotes_all(session):
 """
 
 
+def new_ids(count: int) -> list[str]:
+    """Return session ids that no other test has: they share an MLflow."""
+    return [f"s{number}-{uuid.uuid4().hex[:8]}" for number in range(1, count + 1)]
+
+
 class PausingStore(MlflowStore):
     """The real store, which stops once after it has read or written traces, until it may go on; or it is away."""
 
@@ -181,17 +186,18 @@ async def test_nothing_of_a_forgotten_session_is_left_but_its_count(
     serve, settings, evaluator, rows, database_url, mlflow_uri
 ) -> None:
     """History, scores, traces and dataset rows are gone from every table, and the ledger has as many runs as before."""
+    one, two = new_ids(2)
     mlflow_url = mlflow_uri.replace("postgresql+psycopg:", "postgresql:", 1)
     async with serve(settings) as client:
-        traces = await say(client, "s-1", f"12 + 30 {WORD}", f"add 1 {WORD}")
-        await say(client, "s-2", "1 + 1")
+        traces = await say(client, one, f"12 + 30 {WORD}", f"add 1 {WORD}")
+        await say(client, two, "1 + 1")
         async with evaluator() as parts:
-            await parts.work("s-1")
+            await parts.work(one)
             assert tables_with(database_url, WORD) == {"scores"}
             assert tables_with(mlflow_url, WORD) >= {"spans", "trace_info", "assessments", "evaluation_dataset_records"}
-            assert tables_with(database_url, "s-1") >= {"sessions", "session_turns", "runs", "conversations", "scores"}
+            assert tables_with(database_url, one) >= {"sessions", "session_turns", "runs", "conversations", "scores"}
             before = (await client.get("/v1/quality")).json()["day"]["ledger"]
-            erasure = await parts.forget("s-1")
+            erasure = await parts.forget(one)
             assert not erasure.done
             await parts.erasure.erase(erasure.erasure_id)
             erasure = await parts.look(erasure)
@@ -209,19 +215,20 @@ async def test_nothing_of_a_forgotten_session_is_left_but_its_count(
     assert tables_with(database_url, WORD) == set()
     assert tables_with(mlflow_url, WORD) == set()
     assert tables_with(mlflow_url, traces[0]) == set()
-    assert tables_with(database_url, "s-1") <= {"erasures", "erased_sessions", "procrastinate_jobs"}
+    assert tables_with(database_url, one) <= {"erasures", "erased_sessions", "procrastinate_jobs"}
     assert tables_with(database_url, traces[0]) <= {"runs", "erasures", "procrastinate_jobs"}
     assert before["total"] == after["total"] == 3
     assert rows("SELECT state, count(*) FROM runs GROUP BY state ORDER BY state") == [("erased", 2), ("scored", 1)]
-    assert rows("SELECT session_id FROM sessions") == [("s-2",)]
+    assert rows("SELECT session_id FROM sessions") == [(two,)]
 
 
 async def test_traces_that_wait_in_the_outbox_never_get_to_mlflow(serve, settings, evaluator, rows) -> None:
     """A session that is forgotten before an evaluator looked leaves its traces' payloads nowhere."""
+    [one] = new_ids(1)
     async with serve(settings) as client:
-        [trace] = await say(client, "s-1", "12 + 30")
+        [trace] = await say(client, one, "12 + 30")
     async with evaluator() as parts:
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         assert erasure.removed["waiting_traces"] == 1
         await parts.intake.drain()
         await parts.erasure.erase(erasure.erasure_id)
@@ -233,14 +240,15 @@ async def test_traces_that_wait_in_the_outbox_never_get_to_mlflow(serve, setting
 
 async def test_a_trace_on_its_way_to_mlflow_is_removed_when_it_has_arrived(serve, settings, evaluator, rows) -> None:
     """Of a batch that is being written when a session of it is forgotten, that session's traces do not stay."""
+    one, two = new_ids(2)
     async with serve(settings) as client:
-        [gone] = await say(client, "s-1", "12 + 30")
-        [kept] = await say(client, "s-2", "1 + 1")
+        [gone] = await say(client, one, "12 + 30")
+        [kept] = await say(client, two, "1 + 1")
     async with evaluator() as parts:
         parts.store.pauses_after = "write"
         draining = asyncio.create_task(parts.intake.drain())
         await asyncio.to_thread(parts.store.reached.wait)
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
         assert not (await parts.look(erasure)).done
         assert rows("SELECT length(payload) FROM outbox WHERE trace_id = %s", gone) == [(0,)]
@@ -256,18 +264,19 @@ async def test_a_trace_on_its_way_to_mlflow_is_removed_when_it_has_arrived(serve
         assert [trace.info.trace_id for trace in parts.store.read_traces([gone, kept])] == [kept]
     assert rows("SELECT count(*) FROM outbox") == [(0,)]
     assert rows("SELECT DISTINCT trace_id FROM scores UNION SELECT trace_id FROM dataset_rows") == [(kept,)]
-    assert rows("SELECT session_id FROM conversations") == [("s-2",)]
+    assert rows("SELECT session_id FROM conversations") == [(two,)]
     assert dict(rows("SELECT trace_id, state FROM runs")) == {gone: "erased", kept: "scored"}
 
 
 async def test_an_evaluator_that_dies_with_a_forgotten_trace_does_not_keep_it(serve, settings, evaluator, rows) -> None:
     """What a dead evaluator may have written of a forgotten trace is removed once another has taken over its claim."""
+    [one] = new_ids(1)
     async with serve(settings) as client:
-        [gone] = await say(client, "s-1", "12 + 30")
+        [gone] = await say(client, one, "12 + 30")
     async with evaluator() as parts:
         await parts.intake._claim()
         rows("UPDATE outbox SET claimed_by = 4242 RETURNING 1")
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
         assert not (await parts.look(erasure)).done
         await parts.intake.drain()
@@ -280,15 +289,16 @@ async def test_an_evaluator_that_dies_with_a_forgotten_trace_does_not_keep_it(se
 @pytest.mark.parametrize("what", ["judge", "conversation"])
 async def test_what_is_judged_while_it_is_forgotten_leaves_no_score(serve, settings, evaluator, rows, what) -> None:
     """A verdict that comes after its trace or conversation was forgotten is thrown away, and no state changes."""
+    [one] = new_ids(1)
     async with serve(settings) as client:
-        [trace] = await say(client, "s-1", "12 + 30")
+        [trace] = await say(client, one, "12 + 30")
     async with evaluator() as parts:
         await parts.intake.drain()
         parts.store.pauses_after = "read"
-        judging = parts.intake.judge(trace) if what == "judge" else parts.conversations.score("s-1")
+        judging = parts.intake.judge(trace) if what == "judge" else parts.conversations.score(one)
         task = asyncio.create_task(judging)
         await asyncio.to_thread(parts.store.reached.wait)
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
         parts.store.go_on.set()
         await task
@@ -302,21 +312,22 @@ async def test_what_is_judged_while_it_is_forgotten_leaves_no_score(serve, setti
 
 async def test_a_dataset_row_that_another_trace_gave_too_stays_as_that_ones(serve, settings, evaluator) -> None:
     """Of a row with two origins the forgotten one is taken out; the other, and what a person added, stays."""
+    one, two = new_ids(2)
     async with serve(settings) as client:
-        [gone] = await say(client, "s-1", "12 + 30")
-        [kept] = await say(client, "s-2", "12 + 30")
+        [gone] = await say(client, one, "12 + 30")
+        [kept] = await say(client, two, "12 + 30")
     async with evaluator() as parts:
-        await parts.work("s-1")
+        await parts.work(one)
         [record] = parts.records()
         assert {f"from.{gone}", f"from.{kept}"} <= set(record.tags)
         added = {"inputs": record.inputs, "expectations": {"expected_response": "42"}, "tags": {"reviewed": "yes"}}
         parts.store.merge_records(parts.dataset, [added])
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
         assert (await parts.look(erasure)).removed["dataset_rows"] == 0
         await parts.datasets.merge_waiting()
         [record] = parts.records()
-        await parts.erasure.erase((await parts.forget("s-2")).erasure_id)
+        await parts.erasure.erase((await parts.forget(two)).erasure_id)
         assert parts.records() == []
     assert gone not in str(record)
     assert record.tags["trace_id"] == record.source.source_data["trace_id"] == kept
@@ -330,10 +341,11 @@ async def test_a_run_that_reaches_the_ledger_after_its_session_was_forgotten_is_
     serve, settings, evaluator, rows
 ) -> None:
     """A trace that was still in the memory of a web process is not kept; a new conversation of that id is."""
+    [one] = new_ids(1)
     async with serve(settings.model_copy(update={"trace_flush_s": 2.0})) as client, evaluator() as parts:
-        [late] = await say(client, "s-1", "12 + 30")
-        await parts.forget("s-1")
-        [new] = await say(client, "s-1", "1 + 1")
+        [late] = await say(client, one, "12 + 30")
+        await parts.forget(one)
+        [new] = await say(client, one, "1 + 1")
     assert dict(rows("SELECT trace_id, state FROM runs")) == {late: "erased", new: "pending"}
     assert rows("SELECT trace_id FROM outbox") == [(new,)]
     assert rows("SELECT session_id FROM runs WHERE state = 'erased'") == [("",)]
@@ -341,22 +353,23 @@ async def test_a_run_that_reaches_the_ledger_after_its_session_was_forgotten_is_
 
 async def test_forgetting_a_user_takes_all_their_sessions_and_nobody_elses(serve, settings, evaluator, rows) -> None:
     """Every session in which the user was named goes, also a run that failed or is not in the ledger yet."""
+    one, two, three, four, five = new_ids(5)
     async with serve(settings) as client:
-        await say(client, "s-1", "12 + 30", user="ann")
-        await say(client, "s-2", "12 + 30", user="bob")
-        await say(client, "s-2", "and 1 more", user="ann")
-        await say(client, "s-3", "1 + 1", user="bob")
-        await client.post("/invocations", json={"agent": "math", "input": "1 / 0", "session_id": "s-4", "user": "ann"})
-    rows("DELETE FROM sessions WHERE session_id = 's-4' RETURNING 1")  # as if its only run had failed
+        await say(client, one, "12 + 30", user="ann")
+        await say(client, two, "12 + 30", user="bob")
+        await say(client, two, "and 1 more", user="ann")
+        await say(client, three, "1 + 1", user="bob")
+        await client.post("/invocations", json={"agent": "math", "input": "1 / 0", "session_id": four, "user": "ann"})
+    rows("DELETE FROM sessions WHERE session_id = %s RETURNING 1", four)  # as if its only run had failed
     async with evaluator() as parts:
         async with serve(settings.model_copy(update={"trace_flush_s": 2.0})) as client:
-            [late] = await say(client, "s-5", "2 + 2", user="ann")
-            rows("DELETE FROM sessions WHERE session_id = 's-5' RETURNING 1")
+            [late] = await say(client, five, "2 + 2", user="ann")
+            rows("DELETE FROM sessions WHERE session_id = %s RETURNING 1", five)
             erasure = await parts.forget(user_id="ann")
         assert (await parts.forget(user_id="ann")).removed["sessions"] == 0
     assert (erasure.removed["sessions"], erasure.removed["turns"]) == (2, 3)
-    assert rows("SELECT session_id FROM sessions") == [("s-3",)]
-    assert rows("SELECT session_id, user_id, state FROM runs WHERE state <> 'erased'") == [("s-3", "bob", "pending")]
+    assert rows("SELECT session_id FROM sessions") == [(three,)]
+    assert rows("SELECT session_id, user_id, state FROM runs WHERE state <> 'erased'") == [(three, "bob", "pending")]
     assert rows("SELECT state FROM runs WHERE trace_id = %s", late) == [("erased",)]
     assert rows("SELECT count(*) FROM outbox") == [(1,)]
 
@@ -382,28 +395,31 @@ HANGING_ON_A_SESSION = {
 async def test_forks_go_along_and_another_keys_sessions_do_not(evaluator, rows) -> None:
     """With a session go those forked from it, one by one, with all that hangs on them; the other key's is untouched."""
     async with evaluator() as parts, parts.pool.connection() as connection:
-        for session, key, origin in (("a", "k1", None), ("b", "k1", "a"), ("c", "k1", "b"), ("d", "k2", None)):
+        sessions = [("a", "k1", None), ("b", "k1", "a"), ("c", "k1", "b"), ("d", "k2", None), ("e", "k1", "expired")]
+        for session, key, origin in sessions:
             values = {"session": session, "key": key, "origin": origin, "trace": f"tr-{session}"}
             for table, row in HANGING_ON_A_SESSION.items():
                 await connection.execute(f"INSERT INTO {table} {row}", values)
         assert await forget(parts.pool, Subject("d", key_id="k1")) is None
         erasure = await parts.forget("a", key_id="k1")
+        assert (await parts.forget("expired", key_id="k1")).removed["sessions"] == 1
         assert await last_erasure(connection, Subject("c", key_id="k1")) == erasure
         assert await last_erasure(connection, Subject("c", key_id="k2")) is None
     counts = {kind: erasure.removed[kind] for kind in ("sessions", "turns", "responses", "waiting_traces")}
     assert counts == {"sessions": 3, "turns": 3, "responses": 3, "waiting_traces": 3}
     left = {table: rows(f"SELECT count(*) FROM {table}")[0][0] for table in HANGING_ON_A_SESSION}
-    assert left == {table: 4 if table == "runs" else 1 for table in HANGING_ON_A_SESSION}
-    assert rows("SELECT session_id FROM erased_sessions ORDER BY 1") == [("a",), ("b",), ("c",)]
+    assert left == {table: 5 if table == "runs" else 1 for table in HANGING_ON_A_SESSION}
+    assert rows("SELECT session_id FROM erased_sessions ORDER BY 1") == [("a",), ("b",), ("c",), ("e",), ("expired",)]
 
 
 async def test_mlflow_away_is_waited_for(serve, settings, evaluator, rows) -> None:
     """While MLflow is away the erasure stays open, what is here is gone already, and the next attempt ends it."""
+    [one] = new_ids(1)
     async with serve(settings) as client:
-        [trace] = await say(client, "s-1", "12 + 30", user="ann")
+        [trace] = await say(client, one, "12 + 30", user="ann")
     async with evaluator() as parts:
-        await parts.work("s-1")
-        erasure = await parts.forget("s-1")
+        await parts.work(one)
+        erasure = await parts.forget(one)
         parts.store.away = True
         with suppress(ConnectionError):
             await parts.erasure.erase(erasure.erasure_id)
@@ -417,12 +433,13 @@ async def test_mlflow_away_is_waited_for(serve, settings, evaluator, rows) -> No
 
 async def test_a_trace_of_another_experiment_is_found(serve, settings, evaluator, mlflow_uri) -> None:
     """A trace that was written before the setting of the experiment changed is removed all the same."""
+    [one] = new_ids(1)
     async with serve(settings) as client:
-        [trace] = await say(client, "s-1", "12 + 30")
+        [trace] = await say(client, one, "12 + 30")
     async with evaluator() as parts:
-        await parts.work("s-1")
+        await parts.work(one)
         parts.store.experiment_id = parts.store._experiment(f"other-{uuid.uuid4().hex[:8]}")
-        erasure = await parts.forget("s-1")
+        erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
         removed = (await parts.look(erasure)).removed
     assert (removed["mlflow_traces"], removed["dataset_rows"]) == (1, 1)

@@ -375,7 +375,7 @@ async def test_database_away_is_said_on_the_page() -> None:
 
     assert (html.status_code, body.status_code) == (503, 503)
     assert "/health" in html.text
-    assert body.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
+    assert body.json()["error"]["code"] == "temporarily_unavailable"
 
 
 async def test_experiment_is_looked_up_once() -> None:

@@ -46,7 +46,7 @@ def call(name: str, call_id: str, arguments: str) -> dict[str, Any]:
 
 def chunks_of(*items: dict[str, Any], usage: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Return all chunks of a run with these items."""
-    translator, chunks = ItemTranslator(CLIENT_TOOLS), ChatChunks(FRAME, CLIENT_TOOLS)
+    translator, chunks = ItemTranslator("ab12", CLIENT_TOOLS), ChatChunks(FRAME, CLIENT_TOOLS)
     events = [event for item in items for event in translator.add(item)]
     return [chunks.start(), *(chunk for event in events for chunk in chunks.feed(event)), *chunks.finish(usage)]
 
@@ -83,7 +83,7 @@ async def test_a_run_as_a_chat_completion() -> None:
     decisions = [[Call("add", a=1, b=2)], "It is three."]
     agent = Agent(name="adder", tools=[add], model=OfflineModel(lambda _view: decisions.pop(0)))
     result = Runner.run_streamed(agent, "hi", run_config=RunConfig(tracing_disabled=True))
-    translator, chunks = ItemTranslator(), ChatChunks(FRAME, frozenset())
+    translator, chunks = ItemTranslator("ab12"), ChatChunks(FRAME, frozenset())
     sent = [chunks.start()]
     async for raw in result.stream_events():
         sent += [chunk for event in translator.feed(raw) for chunk in chunks.feed(event)]
@@ -123,7 +123,7 @@ async def test_a_hidden_output_of_a_run_is_no_answer() -> None:
     model = OfflineModel(lambda _view: Call("open_door", room="a"))
     agent = Agent(name="porter", tools=[open_door], model=model, tool_use_behavior="stop_on_first_tool")
     result = Runner.run_streamed(agent, "hi", run_config=RunConfig(tracing_disabled=True))
-    translator, chunks = ItemTranslator(CLIENT_TOOLS), ChatChunks(FRAME, CLIENT_TOOLS)
+    translator, chunks = ItemTranslator("ab12", CLIENT_TOOLS), ChatChunks(FRAME, CLIENT_TOOLS)
 
     sent = [
         chunk async for raw in result.stream_events() for event in translator.feed(raw) for chunk in chunks.feed(event)

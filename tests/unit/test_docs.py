@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from litestar.handlers import HTTPRouteHandler
 
 from gateway import errors
+from gateway.http.bodies import IGNORED, REFUSED
 from gateway.http.errors import _HTTP_CODES
 from gateway.settings import ENV_PREFIX, ScorerRule, Settings
 
@@ -53,7 +53,7 @@ def subclasses(error: type[errors.GatewayError]) -> set[type[errors.GatewayError
 def test_every_error_code_is_documented_with_its_status() -> None:
     """Each error that a request can end with stands in the table of errors, with its HTTP status and code."""
     table = set(re.findall(r"^\| (\d{3}) \| `([A-Z_]+)` \|", (DOCS / "http.md").read_text(), re.MULTILINE))
-    raised = subclasses(errors.RequestError) | subclasses(errors.RunError) | {errors.ServiceUnavailable}
+    raised = subclasses(errors.RequestError) | subclasses(errors.RunError) | subclasses(errors.ServiceUnavailable)
     abstract = {errors.RequestError, errors.RunError}
     expected = {(str(error.status), error.code) for error in raised - abstract}
     expected |= {(str(status), code) for status, code in _HTTP_CODES.items()}
@@ -61,25 +61,30 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     assert {code for _, code in table} - {code for _, code in expected} <= {"INTERNAL_ERROR", "BAD_REQUEST"}
 
 
-def route_handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers that `gateway.app` serves."""
-    import gateway.app  # noqa: PLC0415 - as in a web process, where it is imported last
-
-    return [value for value in vars(gateway.app).values() if isinstance(value, HTTPRouteHandler)]
-
-
 def test_every_route_is_documented() -> None:
     """Each route stands in the HTTP reference with its method, and no other does."""
+    from gateway.app import ROUTES  # noqa: PLC0415 - as in a web process, where it is imported last
+
     text = (DOCS / "http.md").read_text()
     documented = set(re.findall(r"^\| `(GET|POST|DELETE) ([^`]+)` \|", text, re.MULTILINE))
     served = {
         (method, path)
-        for handler in route_handlers()
+        for handler in ROUTES
         for path in handler.paths
         for method in handler.http_methods
         if method != "OPTIONS"
     }
-    assert documented == served | {("GET", "/schema")}
+    assert documented == {(method, re.sub(r":\w+}", "}", path)) for method, path in served}
+
+
+@pytest.mark.parametrize(("fields", "heading"), [(IGNORED, "no effect"), (REFUSED, "are refused")])
+def test_fields_that_are_not_honoured_are_documented(fields: dict[str, str], heading: str) -> None:
+    """The HTTP reference lists the fields that have no effect and those that are refused, as the code has them."""
+    section = (
+        (DOCS / "http.md").read_text().split(f"### Fields that {'have ' if heading == 'no effect' else ''}{heading}")[1]
+    )
+    listed = re.findall(r"^\| `([^`]+)` \| (.+) \|$", section.split("\n##")[0], re.MULTILINE)
+    assert dict(listed) == fields
 
 
 def test_the_error_tree_in_the_docstring_is_the_code() -> None:

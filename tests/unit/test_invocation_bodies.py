@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import InvalidRequest
 from gateway.http.bodies import decode
 from gateway.http.invocations import prepare
-from gateway.http.requests import Limits
+from gateway.http.requests import BodyRules
 from gateway.runs.requests import RunRequest
 
 HI = {"role": "user", "content": "hi"}
@@ -19,7 +19,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments":
 def read(body: object) -> RunRequest:
     """Decode a body as the endpoint does."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return prepare(decode(raw), {}, Limits(1000), "anonymous")[0]
+    return prepare(decode(raw), {}, BodyRules(1000), "anonymous")[0]
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_a_transcript_is_parted_from_the_new_turn():
 )
 def test_the_session_may_be_named_in_several_ways(body, headers):
     """The session's id is read from the body, MLflow's context, or a header."""
-    request, _ = prepare({"input": "hi", **body}, headers, Limits(10), "anonymous")
+    request, _ = prepare({"input": "hi", **body}, headers, BodyRules(10), "anonymous")
     assert request.session_id == "s-1"
 
 
 def test_two_sessions_in_one_request_are_refused():
     """A body and a header that name different sessions are refused, and both are named."""
     with pytest.raises(InvalidRequest, match="session_id and x-session-id"):
-        prepare({"input": "hi", "session_id": "a"}, {"x-session-id": "b"}, Limits(10), "anonymous")
+        prepare({"input": "hi", "session_id": "a"}, {"x-session-id": "b"}, BodyRules(10), "anonymous")
 
 
 def test_approvals_come_as_items_or_as_a_field():

@@ -23,7 +23,7 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.runs.items import ItemTranslator, output_items
+from gateway.runs.items import ItemTranslator, item_id_of, output_items
 from gateway.runs.offline import Call, OfflineModel
 from gateway.testing import ScriptedOpenAI, Slow, ToolCall
 
@@ -47,6 +47,8 @@ BRACKETS = {
 }
 GRAMMAR = {"message": r"\[\+*\.\]", "reasoning": r"\[\+*\.\]", "function_call": r"\+*\."}
 """Events of one part of an item, or of all of it between its first and last: `+` is a delta, `.` any other event."""
+
+STEM = "ab12"
 
 
 @function_tool
@@ -210,7 +212,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def test_a_run_is_one_stream_of_whole_items(models: Models) -> None:
     """Several model calls, parallel and failing tools and a handoff make one stream, and its items are the run's."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, result = await streamed(desk(models(*JOURNEY)), translator)
 
@@ -221,24 +223,24 @@ async def test_a_run_is_one_stream_of_whole_items(models: Models) -> None:
     assert {item["status"] for item in translator.output} == {"completed"}
     assert [item["output"] for item in translator.output if item["type"] == output][::3] == ["3", "3"]
     assert translator.output[-1]["content"][0]["text"] == result.final_output == "All is  done now."
-    assert anonymous(output_items(result.new_items)) == anonymous(translator.output)
+    assert anonymous(output_items(result.new_items, STEM)) == anonymous(translator.output)
 
 
 async def test_a_streamed_run_and_one_in_one_piece_have_the_same_items(models: Models) -> None:
     """Streaming changes how items arrive, not what they are."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     await streamed(desk(models(*JOURNEY)), translator)
 
     result = await Runner.run(desk(models(*JOURNEY)), "hi", run_config=NO_TRACING)
 
-    items = output_items(result.new_items)
+    items = output_items(result.new_items, STEM)
     assert anonymous(items) == anonymous(translator.output)
     assert len({item["id"] for item in items} - {"__fake_id__"}) == len(items)
 
 
 async def test_the_openai_client_accepts_the_stream(models: Models) -> None:
     """OpenAI's client follows the stream of a run with tools to its end and finds every item in the response."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     events, _ = await streamed(desk(models(*JOURNEY)), translator)
 
     async with (
@@ -254,7 +256,7 @@ async def test_the_openai_client_accepts_the_stream(models: Models) -> None:
 
 async def test_outputs_of_a_clients_tools_are_hidden(models: Models) -> None:
     """The call of a hidden tool is shown and its output is not, streamed or in one piece; other tools show both."""
-    translator = ItemTranslator(frozenset({"add"}))
+    translator = ItemTranslator(STEM, frozenset({"add"}))
 
     events, result = await streamed(desk(models([ADD, ToolCall("fail", {})], "done")), translator)
 
@@ -262,7 +264,7 @@ async def test_outputs_of_a_clients_tools_are_hidden(models: Models) -> None:
     (_, failing, output, _) = translator.output
     assert [item.get("name") for item in translator.output] == ["add", "fail", None, None]
     assert output["call_id"] == failing["call_id"]
-    assert anonymous(output_items(result.new_items, frozenset({"add"}))) == anonymous(translator.output)
+    assert anonymous(output_items(result.new_items, STEM, frozenset({"add"}))) == anonymous(translator.output)
 
 
 @pytest.mark.parametrize("kind", ["chat", "responses"])
@@ -271,7 +273,7 @@ async def test_deltas_leave_as_they_arrive(servers: Servers, kind: str) -> None:
     gate = threading.Event()
     agent = desk(openai_model(servers(Slow("one two three", gate, after=2)), kind))
     result = Runner.run_streamed(agent, "hi", run_config=NO_TRACING)
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     deltas: list[str] = []
     async for raw in result.stream_events():
@@ -289,7 +291,7 @@ async def test_a_cancelled_run_ends_its_open_items(servers: Servers, kind: str, 
     """What a cancelled run had begun is ended as incomplete with what was written, and its model sees the client go."""
     server = servers([ADD], Slow(answer, after=2))
     result = Runner.run_streamed(desk(openai_model(server, kind)), "hi", run_config=NO_TRACING)
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events: list[Fields] = []
     async for raw in result.stream_events():
@@ -307,19 +309,19 @@ async def test_a_cancelled_run_ends_its_open_items(servers: Servers, kind: str, 
 
 async def test_a_call_that_waits_for_approval_is_shown_once(models: Models) -> None:
     """A run that stops for an approval shows the call without an output, once, streamed or not."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, result = await streamed(desk(models([ToolCall("delete", {"name": "x"}), ADD])), translator)
 
     assert [item.tool_name for item in result.interruptions] == ["delete"]
     check(events, translator.output)
     assert [item.get("name", item["type"]) for item in translator.output] == ["delete", "add", "function_call_output"]
-    assert anonymous(output_items(result.new_items)) == anonymous(translator.output)
+    assert anonymous(output_items(result.new_items, STEM)) == anonymous(translator.output)
 
 
 async def test_an_output_of_parts_stays_one(models: Models) -> None:
     """A tool that returns text and images has the content parts that the model reads as its output."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     await streamed(desk(models([ToolCall("look", {})], "done")), translator)
 
@@ -329,7 +331,7 @@ async def test_an_output_of_parts_stays_one(models: Models) -> None:
 async def test_a_message_that_no_model_wrote_is_shown() -> None:
     """The message of a handler that answers for a run without turns left is streamed like any other."""
     model = OfflineModel(lambda _view: Call("add", a=1, b=2))
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, _ = await streamed(
         desk(model), translator, max_turns=1, error_handlers={"max_turns": lambda _failed: "Enough."}
@@ -344,7 +346,7 @@ async def test_a_model_that_streams_nothing_is_told_in_one_piece() -> None:
     """Items that a model only gives with its whole response have all their events, with one delta for each text."""
     call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "add", "arguments": '{"a": 1, "b": 2}'}
     responses = [completed(call), completed(message("Three. ", "Yes. "), message("Done.", id="__fake_id__"))]
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, result = await streamed(
         desk(ScriptedModel([ModelStep.stream(from_model(each)) for each in responses])), translator
@@ -352,13 +354,13 @@ async def test_a_model_that_streams_nothing_is_told_in_one_piece() -> None:
 
     check(events, translator.output)
     assert steps(events) == "(+.)()([+.][+.])([+.])"
-    assert anonymous(output_items(result.new_items)) == anonymous(translator.output)
+    assert anonymous(output_items(result.new_items, STEM)) == anonymous(translator.output)
 
 
 async def test_a_model_whose_list_at_the_end_is_empty_is_told_once() -> None:
     """Items that were streamed are not repeated when a model leaves the response at its end empty."""
     model = ScriptedModel([ModelStep.stream(from_model(done(message("Hello.")), completed()))])
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, result = await streamed(desk(model), translator)
 
@@ -366,39 +368,36 @@ async def test_a_model_whose_list_at_the_end_is_empty_is_told_once() -> None:
     assert steps(events) == "([+.])"
 
 
-def test_ids_are_kept_when_they_are_real_and_new() -> None:
-    """An id is the model's own where it is one and was not used, and a new one with the type's prefix otherwise."""
-    translator = ItemTranslator()
+def test_ids_say_where_an_item_is() -> None:
+    """An item's id is made of its type, the response's digits and its place, whatever the model called it."""
+    translator = ItemTranslator(STEM)
 
     fed(translator, *(completed(message("x", id=each)) for each in ("msg_1", "msg_1", "__fake_id__", "")))
 
-    first, *others = [item["id"] for item in translator.output]
-    assert first == "msg_1"
-    assert all(re.fullmatch("msg_[0-9a-f]{32}", item_id) for item_id in others)
-    assert len(set(others)) == 3
+    assert [item["id"] for item in translator.output] == [item_id_of("message", STEM, index) for index in range(4)]
 
 
 def test_ids_that_change_in_between_make_no_new_items() -> None:
     """A model that gives an item another id at the end than while it streamed has written one item."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     texts = [message("Hello.", id=item_id) for item_id in ("msg_2", "msg_3")]
 
     events = fed(translator, added(message()), done(texts[0]), completed(texts[1]))
 
     check(events, translator.output)
-    assert [item["id"] for item in translator.output] == ["msg_1"]
+    assert len(translator.output) == 1
 
 
 def test_an_item_announced_twice_is_one() -> None:
     """A model that says twice that an item begins has begun one item."""
-    events = fed(ItemTranslator(), added(message()), added(message()), done(message("Hello.")))
+    events = fed(ItemTranslator(STEM), added(message()), added(message()), done(message("Hello.")))
 
     assert steps(events) == "([+.])"
 
 
 def test_a_call_that_is_tried_again_ends_what_it_had_begun() -> None:
     """A model call that breaks off and begins anew leaves an incomplete item, before the new one."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     created = {"type": "response.created", "response": response("in_progress")}
 
     fed(translator, created, added(message()), created, added(message()), completed(message("Hello.")))
@@ -409,7 +408,7 @@ def test_a_call_that_is_tried_again_ends_what_it_had_begun() -> None:
 
 def test_events_of_other_items_are_passed_on() -> None:
     """Events that are unknown here keep their fields and get the index and the id of the item as it is streamed."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     translator.add(message("before", id="ws_1"))
     search = {
         "type": "web_search_call",
@@ -433,12 +432,12 @@ async def test_reasoning_is_an_item_like_others() -> None:
     parts |= {"content": [{"type": "reasoning_text", "text": "At length."}]}
     thought = {"type": "reasoning", "id": "rs_1", "encrypted_content": "gAAA", **parts}
     items = TypeAdapter(Response).validate_python(response("completed", thought, message("Hello."))).output
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
 
     events, _ = await streamed(desk(ScriptedModel([items])), translator)
 
     check(events, translator.output)
-    assert translator.output[0] == thought
+    assert translator.output[0] == thought | {"id": item_id_of("reasoning", STEM, 0)}
 
 
 async def chat_output(*deltas: Fields) -> list[Fields]:
@@ -451,7 +450,7 @@ async def chat_output(*deltas: Fields) -> list[Fields]:
             yield ChatCompletionChunk.model_validate(frame | {"choices": [choice]})
 
     begun = Response.model_validate(response("in_progress"))
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     raw = [agents.RawResponsesStreamEvent(each) async for each in ChatCmplStreamHandler.handle_stream(begun, chunks())]
     check([event for each in raw for event in translator.feed(each)], translator.output)
     assert translator.close() == []
@@ -480,7 +479,7 @@ async def test_refusals_of_chat_models() -> None:
 
 def test_an_item_of_our_own() -> None:
     """A whole item that the gateway adds is streamed with all events, after those of the run so far."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     fed(translator, completed(message("first")))
 
     events = translator.add({"type": "message", "content": [{"type": "output_text", "text": "second"}]})
@@ -492,7 +491,7 @@ def test_an_item_of_our_own() -> None:
 
 def test_a_delta_is_cheap() -> None:
     """A delta costs well under a tenth of a millisecond, however long the text before it is."""
-    translator = ItemTranslator()
+    translator = ItemTranslator(STEM)
     fed(translator, added(message()))
     place = {"output_index": 0, "item_id": "msg_1", "content_index": 0}
     (delta,) = from_model({"type": "response.output_text.delta", "delta": "word " * 10, "logprobs": [], **place})
@@ -532,6 +531,6 @@ async def test_streamed_chat_answers_count_tokens_on_request(servers: Servers, i
     agent = desk(openai_model(servers("one"), "chat"))
     agent.model_settings = ModelSettings(include_usage=include)
 
-    _, result = await streamed(agent, ItemTranslator())
+    _, result = await streamed(agent, ItemTranslator(STEM))
 
     assert result.context_wrapper.usage.total_tokens == tokens

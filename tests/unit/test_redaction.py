@@ -83,6 +83,7 @@ FOUND = {
         ("[AIzaSyA0123456789abcdefghijklmnopqrstu]", "AIza"),
         ("[xoxb-123456789012-abcdefghij]", "xoxb"),
         ("[hf_abcdefghijklmnopqrstuvwx]", "hf_"),
+        (f"[gw_0a1b2c3d_{'x' * 43}]", "gw_"),
         ("[eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-def_123]", "eyJ"),
         ("Bearer [abcdef.0123456789~abcdef]", "abcdef"),
         ("Authorization: Basic [dXNlcjpwYXNzd29yZA==]", "dXNl"),
