@@ -13,16 +13,15 @@ import httpx
 import structlog
 import uvicorn
 from litestar import Litestar
-from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
-from gateway import __version__
 from gateway.crypto import load_keys
 from gateway.http.access import require_scope
 from gateway.http.errors import HANDLERS, add_request_id
 from gateway.http.invocations import invoke
 from gateway.http.openai import OPENAI_ROUTES
+from gateway.http.openapi import describe, openapi_document
 from gateway.http.probes import HealthChecker, agent_info, health, ping, versions
+from gateway.http.reference import reference, reference_file
 from gateway.http.serving import Service
 from gateway.http.sessions import end_session, forget_session, forget_user, get_session
 from gateway.plugins import load_agents
@@ -67,6 +66,9 @@ ROUTES = [
     versions,
     quality,
     ops_page,
+    openapi_document,
+    reference,
+    reference_file,
 ]
 """Everything that is served."""
 
@@ -78,22 +80,19 @@ def create_app(settings: Settings) -> Litestar:
         ConfigurationError: there is no database, an agent cannot be loaded, or it lacks a model.
     """
     web = _WebProcess(settings)
-    return Litestar(
+    app = Litestar(
         route_handlers=ROUTES,
         guards=[require_scope],
         lifespan=[web.serving],
         exception_handlers=HANDLERS,
         before_send=[add_request_id],
         request_max_body_size=settings.max_body_bytes,
-        openapi_config=OpenAPIConfig(
-            title="Agent Gateway",
-            version=__version__,
-            # The document alone: the viewers that Litestar offers load scripts from other people's servers.
-            render_plugins=[JsonRenderPlugin(path="/")],
-        ),
+        openapi_config=None,  # its generator would know nothing of what the handlers decode themselves
         # structlog is set up once a process, by the command line.
         logging_config=None,
     )
+    app.state.openapi = describe(ROUTES)
+    return app
 
 
 class _WebProcess:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.http.bodies import ChatContext, Id
+from gateway.http.bodies import ChatContext, Id, UserId
 
 REF = "#/components/schemas/{name}"
 """Where the schema of a struct is in the document."""
@@ -134,7 +134,22 @@ class ApprovalResponseItem(msgspec.Struct):
     id: str | UnsetType = UNSET
 
 
-INPUT_ITEMS = (Message, FunctionCall, FunctionCallOutput, ReasoningItem, ApprovalRequestItem, ApprovalResponseItem)
+class ItemReference(msgspec.Struct):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+INPUT_ITEMS = (
+    Message,
+    FunctionCall,
+    FunctionCallOutput,
+    ReasoningItem,
+    ApprovalRequestItem,
+    ApprovalResponseItem,
+    ItemReference,
+)
 """Items that ``input`` may have."""
 
 
@@ -217,7 +232,7 @@ class ScoringParams(msgspec.Struct, forbid_unknown_fields=True):
 
     agent: str | None = None
     session_id: Id | None = None
-    user: Id | None = None
+    user: UserId | None = None
     custom_inputs: dict[str, Any] | None = None
     context: ChatContext | None = None
 

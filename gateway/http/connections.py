@@ -75,7 +75,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return False
         if self.conn.their_state is h11.IDLE:
-            return bool(self.conn.trailing_data[0])
+            return self.timeout_keep_alive_task is None  # uvicorn's deadline for silence ends with the first byte
         return self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete
 
     def _set_deadline(self, *, needed: bool) -> None:

@@ -162,7 +162,11 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
             return _answer(request, InvalidRequest("The request ended before its body was complete."))
         return answer_unexpected_error(request, error)
     code = _HTTP_CODES.get(status, "BAD_REQUEST")
-    answer = _answer(request, _HttpError(status, code, _HTTP_MESSAGES.get(status) or error.detail))
+    wrong = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
+    detail = f"The parameter {wrong.get('key')!r} is not valid: {wrong.get('message')}." if wrong else error.detail
+    shown = _HttpError(status, code, _HTTP_MESSAGES.get(status) or detail)
+    shown.param = wrong.get("key")
+    answer = _answer(request, shown)
     answer.headers.update(error.headers or {})
     return answer
 

@@ -6,13 +6,15 @@ from typing import Any
 from gateway.http.answers import ChatAnswer, ResponsesAnswer
 from gateway.http.bodies import ChatBody, ResponsesBody, StreamOptions
 from gateway.http.streaming import ChatEncoder, Encoder, ResponsesEncoder
+from gateway.runs.items import ItemTranslator, item_id_of
 from gateway.runs.requests import ApprovalRequest, Run, RunResult, TokenUsage
 
 Examples = dict[str, dict[str, Any]]
 """Example objects of OpenAPI by name."""
 
 REQUEST_ID = "req_4f1c0d5e9a7b4c2d8e6f1a0b3c5d7e9f"
-TRACE_ID = "tr-a8ce81a0a50b43bd90d883b25ac7aff1"
+_DIGITS = "a8ce81a0a50b43bd90d883b25ac7aff1"
+TRACE_ID = f"tr-{_DIGITS}"
 _ASKED = "What is 15% of 240?"
 _USER = {"role": "user", "content": _ASKED}
 _PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -134,7 +136,7 @@ REQUESTS: dict[str, Examples] = {
         "previous_response": _example(
             "Go on from a stored response: use the id of one of yours",
             input="And times 3?",
-            previous_response_id=TRACE_ID.replace("tr-", "resp_"),
+            previous_response_id=f"resp_{_DIGITS}",
         ),
         "background": _example("An answer to be fetched later", input=_ASKED, background=True),
     },
@@ -154,7 +156,7 @@ _RUN = Run(
 )
 _CALL = {
     "type": "function_call",
-    "id": "fc_0b5c7d9e1f2a4b6c8d0e2f4a6b8c0d1e",
+    "id": item_id_of("function_call", _DIGITS, 0),
     "call_id": "call_43",
     "name": "percentage",
     "arguments": '{"value": 240, "percent": 15}',
@@ -162,14 +164,14 @@ _CALL = {
 }
 _OUTPUT = {
     "type": "function_call_output",
-    "id": "fco_1c6d8e0f2a3b5c7d9e1f3a5b7c9d1e2f",
+    "id": item_id_of("function_call_output", _DIGITS, 1),
     "call_id": "call_43",
     "output": "36.0",
     "status": "completed",
 }
 _MESSAGE = {
     "type": "message",
-    "id": "msg_2d7e9f1a3b4c6d8e0f2a4b6c8d0e2f3a",
+    "id": item_id_of("message", _DIGITS, 2),
     "role": "assistant",
     "status": "completed",
     "content": [{"type": "output_text", "text": "36", "annotations": [], "logprobs": []}],
@@ -192,19 +194,15 @@ _PAUSED = RunResult(
     completed_at=1767225601.0,
     approvals=(_WAITING,),
 )
-_DELTA = {"type": "response.output_text.delta", "item_id": _MESSAGE["id"], "output_index": 2, "content_index": 0}
-
 _RESPONSE = ResponsesAnswer(ResponsesBody(input=_ASKED), model="math")
 _COMPLETION = ChatAnswer(ChatBody(messages=[_USER], stream_options=StreamOptions(include_usage=True)), model="math")
 
 
 def _stream(encoder: Encoder) -> str:
-    """Return a short stream of the answer."""
-    parts = (
-        encoder.start(_RUN),
-        encoder.event({**_DELTA, "delta": "36", "logprobs": []}),
-        encoder.end(_RUN, _ANSWERED),
-    )
+    """Return the answer as a stream."""
+    translator = ItemTranslator(_DIGITS)
+    events = [event for item in _ANSWERED.output for event in translator.add(item)]
+    parts = (encoder.start(_RUN), *map(encoder.event, events), encoder.end(_RUN, _ANSWERED))
     return b"".join(parts).decode()
 
 

@@ -10,13 +10,11 @@ from urllib.parse import unquote
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.datastructures import State
-from litestar.openapi.datastructures import ResponseSpec
 from procrastinate import App
 from psycopg.rows import dict_row
 
 from gateway.errors import SessionBusy, SessionNotFound
 from gateway.http.access import caller_of
-from gateway.http.errors import OpenAIErrorBody
 from gateway.runs.sessions import SessionStore, StoredTurn
 from gateway.storage.database import Pool
 from gateway.storage.erasure import Erasure, Subject, find_erasure, forget, last_erasure, sessions_of
@@ -121,25 +119,12 @@ class Forgotten(msgspec.Struct):
     message: str
 
 
-_ERRORS = {
-    400: ResponseSpec(OpenAIErrorBody, description="The address is not valid."),
-    401: ResponseSpec(OpenAIErrorBody, description="There is no valid API key."),
-    403: ResponseSpec(OpenAIErrorBody, description="The API key lacks the scope `invoke`."),
-    503: ResponseSpec(OpenAIErrorBody, description="The database is away."),
-}
-_UNKNOWN = {404: ResponseSpec(OpenAIErrorBody, description=_NOT_FOUND)}
-_BUSY = {
-    409: ResponseSpec(OpenAIErrorBody, description="A run on the session did not end in time; nothing is forgotten.")
-}
-
-
 @get(
     "/v1/sessions/{session_id:str}",
     opt={"scope": "invoke"},
     summary="Get a session",
     description="Its turns, what became of their traces, and the latest scores.",
     tags=["Sessions"],
-    responses=_ERRORS | _UNKNOWN,
 )
 async def get_session(request: AppRequest, session_id: str) -> Session:
     """Answer with a conversation as it stands; raise `SessionNotFound`."""
@@ -181,7 +166,6 @@ def _turn(turn: StoredTurn, states: dict[str, RunState], scores: dict[str, list[
         "are there some moments later. A later turn takes it back."
     ),
     tags=["Sessions"],
-    responses=_ERRORS | _UNKNOWN,
 )
 async def end_session(request: AppRequest, session_id: str) -> EndedSession:
     """Note that the conversation is over, and have it scored; raise `SessionNotFound`."""
@@ -213,7 +197,6 @@ async def end_session(request: AppRequest, session_id: str) -> EndedSession:
         "again, it says how far MLflow's part is."
     ),
     tags=["Sessions"],
-    responses=_ERRORS | _UNKNOWN | _BUSY,
 )
 async def forget_session(request: AppRequest, session_id: str) -> Forgotten:
     """Forget a session, or say what became of that; raise `SessionNotFound` or `SessionBusy`."""
@@ -230,7 +213,6 @@ async def forget_session(request: AppRequest, session_id: str) -> Forgotten:
         "A user of whom nothing is known is answered in the same way, with zeros. Escape a slash in the id as `%2F`."
     ),
     tags=["Sessions"],
-    responses=_ERRORS | _BUSY,
 )
 async def forget_user(request: AppRequest, user_id: str) -> Forgotten:  # noqa: ARG001 - slashes in it are lost
     """Forget a user; raise `SessionBusy`."""

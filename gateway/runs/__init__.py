@@ -1,6 +1,17 @@
 """The hot path: one run of an agent.
 
-`runner.AgentRunner` takes the session's turn (`sessions`), runs the agent with its model (`models`, `offline`), and
-commits the turn only if the run succeeded. What a run costs beyond the SDK's own work is what this folder is
-judged by.
+=============  =========================================================================================
+`requests`     what is asked for and what is answered, whatever the dialect
+`runner`       runs under way: begun, ended, handed over
+`sessions`     the session's turn and its history, in order over all web processes
+`history`      a conversation as the model is to see it
+`execution`    one run in the SDK, with its model (`models`, `offline`) and its errors as ours
+`items`        what a run does, as items and events of the Responses API
+`pauses`       runs that wait for a person's decision
+`responses`    stored answers
+`idempotency`  answers that are given again
+=============  =========================================================================================
+
+A turn is committed only if its run succeeded. What a run costs beyond the SDK's own work is what this folder is judged
+by.
 """

@@ -102,7 +102,12 @@ class ResponseStore:
             cursor = await connection.execute(_PLACE, [response_id, key_id])
             row = await cursor.fetchone()
         if row is None:
-            raise _not_found(response_id)
+            error = ResponseNotFound(
+                f"No stored response {response_id[:100]!r} can be gone on with: there is none, it failed, is under way "
+                "or has expired, or it was made with store=false or another key."
+            )
+            error.param = "previous_response_id"
+            raise error
         return Place(str(row[0]), int(row[1]))  # type: ignore[call-overload]
 
     async def resolve(self, items: Sequence[Any], key_id: str) -> list[Any]:
@@ -150,8 +155,8 @@ _ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_\d+")  # see `gateway.runs.items.i
 
 def _not_found(response_id: str) -> ResponseNotFound:
     return ResponseNotFound(
-        f"There is no stored response {response_id[:100]!r} to go on with: it failed, is under way, has expired, or "
-        "was made with store=false or another key."
+        f"There is no stored response {response_id[:100]!r}, or it has expired, or it was made with store=false or "
+        "another key."
     )
 
 

@@ -365,7 +365,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 def mutated(rng: random.Random) -> bytes:
     """Return a body of which some things are gone, doubled, wrapped or something else."""
     whole = {"body": copy.deepcopy(rng.choice(SEEDS))}
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 2)):
         container, key = rng.choice(list(places(whole)))
         value, field = container.pop(key), rng.choice(list(SEEDS[0]))
         others = [copy.deepcopy(rng.choice(JUNK)), [value, copy.deepcopy(value)], {field: value}]
@@ -390,7 +390,7 @@ async def test_a_flood_of_malformed_bodies(web: Web) -> None:
         path, body, kind = rng.choice(paths), mutated(rng), rng.choice(KINDS)
         answer = await client.post(path, content=body, headers={"content-type": kind})
         statuses[answer.status_code] += 1
-        assert answer.status_code < 500, f'{path} {body!r} {answer.text}'
+        assert answer.status_code < 500, f"{path} {body!r} {answer.text}"
         if answer.status_code != 200:
             problem = answer.json()
             request_id = problem["error"]["request_id"] if "error" in problem else problem["request_id"]
@@ -398,11 +398,10 @@ async def test_a_flood_of_malformed_bodies(web: Web) -> None:
 
     async def connection() -> None:
         async with httpx.AsyncClient(base_url=web.api.base_url, timeout=60) as client:
-            for _ in range(500):
+            for _ in range(400):
                 await send(client)
 
     await asyncio.gather(*(connection() for _ in range(6)))
-    print(statuses, paths)
     assert {200, 400, 404, 415} <= set(statuses)
     web.ask("2 + 3", "math")
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -339,13 +338,6 @@ def running(folder: Path, postgres_url: str, *settings: dict[str, str]) -> Itera
         for web in webs:
             eventually(web.status)
         yield webs
-
-
-def stop(*webs: Web, sent: signal.Signals = signal.SIGTERM) -> list[int]:
-    """Tell processes to stop and return their exit codes."""
-    for web in webs:
-        web.process.send_signal(sent)
-    return [web.process.wait(30) for web in webs]
 
 
 def _write_agents(folder: Path) -> None:

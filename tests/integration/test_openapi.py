@@ -13,9 +13,11 @@ from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
 from gateway.app import ROUTES, create_app
+from gateway.http.accepted import INPUT_ITEMS
 from gateway.http.bodies import ChatBody, ResponsesBody
 from gateway.http.openapi import describe
 from gateway.http.operations import HEADERS, OPERATIONS, PARAMETERS, TAGS
+from gateway.http.requests import _ITEM_FIELDS
 
 DOCUMENT: dict[str, Any] = json.loads(describe(ROUTES))
 OPERATIONS_BY_PATH = {
@@ -108,6 +110,13 @@ def test_what_is_said_beside_the_handlers_is_about_them() -> None:
     assert all(operation.get("description") for operation in OPERATIONS_BY_PATH.values())
     schemas = DOCUMENT["components"]["schemas"]
     assert all(schema["description"] for schema in schemas.values())
+
+
+def test_items_are_those_that_are_taken() -> None:
+    """The types of items in the document are those that are taken."""
+    schemas = DOCUMENT["components"]["schemas"]
+    kinds = [kind for item in INPUT_ITEMS for kind in schemas[item.__name__]["properties"]["type"]["enum"]]
+    assert set(kinds) == {"message", *_ITEM_FIELDS}
 
 
 @pytest.mark.parametrize("body", [ResponsesBody, ChatBody])

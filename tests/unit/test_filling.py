@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, Field, PositiveInt
 
-from gateway.runs.filling import answer_from, arguments_from
+from gateway.runs.offline.filling import answer_from, arguments_from
 
 STRING = {"type": "string"}
 NUMBER = {"type": "number"}

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import re2
 
-from gateway.runs import wording
+from gateway.runs.offline import wording
 
 MAX_STEPS = 10_000
 """Parts of a schema that are looked at before it is given up as a trap; also the most that a string is padded to."""

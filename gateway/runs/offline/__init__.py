@@ -34,9 +34,9 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from gateway.runs.filling import answer_from, arguments_from
-from gateway.runs.offline_events import message_text, response_events, text_part
-from gateway.runs.offline_tools import choose_client_tool, is_client_tool
+from gateway.runs.offline.events import message_text, response_events, text_part
+from gateway.runs.offline.filling import answer_from, arguments_from
+from gateway.runs.offline.tools import choose_client_tool, is_client_tool
 
 CHARACTERS_PER_TOKEN = 4
 """The usual rule of thumb for English text; the offline model has no tokenizer to count with."""

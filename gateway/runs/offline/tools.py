@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from agents import FunctionTool, Tool
 
-from gateway.runs.wording import topics, words
+from gateway.runs.offline.wording import topics, words
 
 
 class _Match(NamedTuple):
