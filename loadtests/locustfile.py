@@ -7,14 +7,18 @@ A bounded run against a gateway on this machine, without Locust's web page::
 Each user holds one conversation after the other, of 1 to 4 turns. When the load has ended, the summary sets what was
 answered against what the ledger of the gateway counted (``GET /v1/quality``). It expects to be the only client: runs of
 others are counted as runs of this test. The exit code is 1 if a request failed or a run is missing or lost.
+
+A key for the API is read from ``GATEWAY_API_KEY``; it needs the scopes ``invoke`` and ``ops``.
 """
 
 import json
+import os
 import random
 import sys
 import time
 import urllib.request
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 DEFAULT_HOST = "http://127.0.0.1:8000"
+KEY = os.environ.get("GATEWAY_API_KEY")
+HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 SCORES_TIMEOUT_S = 120.0
 """How long to wait, after the load, until no run is on its way any more."""
 SAMPLE_S = 1.0
@@ -55,6 +61,7 @@ SUPPORT_FOLLOW_UPS = (
     "Is it still under warranty?",
     "Thank you!",
 )
+TEXTS = {"math": (MATH_STARTS, MATH_FOLLOW_UPS), "support": (SUPPORT_STARTS, SUPPORT_FOLLOW_UPS)}
 
 RUN_CODES = ("RUN_BLOCKED", "MAX_TURNS_EXCEEDED", "RUN_FAILED", "MODEL_ERROR", "RUN_TIMEOUT")
 """Error codes of runs that were begun: they are in the ledger like those that were answered."""
@@ -69,27 +76,41 @@ class Client(FastHttpUser):  # type: ignore[misc]  # Locust is untyped for us
 
     def calculate(self) -> None:
         """Talk to the math agent in Responses form; the gateway makes the session's id."""
-        session_id: str | None = None
-        for text in conversation(MATH_STARTS, MATH_FOLLOW_UPS):
-            session_id = self._ask("math", {"input": text}, session_id)
-            if session_id is None:
-                return
+        self._converse("math", lambda text: {"input": text})
 
     def get_support(self) -> None:
         """Talk to the support agent in chat form, with a session id of our own."""
-        session_id: str | None = f"load-{uuid.uuid4().hex}"
-        for text in conversation(SUPPORT_STARTS, SUPPORT_FOLLOW_UPS):
-            session_id = self._ask("support", {"messages": [{"role": "user", "content": text}]}, session_id)
+        session_id = f"load-{uuid.uuid4().hex}"
+        self._converse("support", lambda text: {"messages": [{"role": "user", "content": text}]}, session_id)
+
+    def stream(self) -> None:
+        """Talk to the math agent and have the answers streamed."""
+        self._converse("math", lambda text: {"input": text, "stream": True})
+
+    def respond(self) -> None:
+        """Talk to the support agent by OpenAI's Responses API."""
+        self._converse("support", lambda text: {"input": text}, path="/v1/responses")
+
+    tasks = {calculate: 2, get_support: 3, stream: 2, respond: 1}  # noqa: RUF012 - the attribute that Locust reads
+
+    def _converse(
+        self,
+        agent: str,
+        turn: Callable[[str], dict[str, Any]],
+        session_id: str | None = None,
+        path: str = "/invocations",
+    ) -> None:
+        """Hold one conversation; it ends early when a turn fails."""
+        for text in conversation(agent):
+            session_id = self._ask(path, agent, turn(text), session_id)
             if session_id is None:
                 return
 
-    tasks = {calculate: 2, get_support: 3}  # noqa: RUF012 - the attribute that Locust reads
-
-    def _ask(self, agent: str, turn: dict[str, Any], session_id: str | None) -> str | None:
+    def _ask(self, path: str, agent: str, turn: dict[str, Any], session_id: str | None) -> str | None:
         """Send one turn and check its answer; return the session's id, or ``None`` if it failed."""
-        body = {"agent": agent, **turn} | ({"session_id": session_id} if session_id else {})
-        name = f"/invocations ({agent})"
-        with self.client.post("/invocations", json=body, name=name, catch_response=True) as response:
+        body = {"model": agent, **turn} | ({"session_id": session_id} if session_id else {})
+        name = f"{path} ({agent}{', stream' if 'stream' in turn else ''})"
+        with self.client.post(path, json=body, headers=HEADERS, name=name, catch_response=True) as response:
             problem, answer = check(response.status_code, response.text, agent, session_id)
             if problem:
                 response.failure(problem)
@@ -98,8 +119,9 @@ class Client(FastHttpUser):  # type: ignore[misc]  # Locust is untyped for us
         return str(answer["session_id"])
 
 
-def conversation(starts: tuple[str, ...], follow_ups: tuple[str, ...]) -> list[str]:
+def conversation(agent: str) -> list[str]:
     """Return what the user will say, in 1 to 4 turns."""
+    starts, follow_ups = TEXTS[agent]
     turns = random.randint(1, LONGEST_CONVERSATION)
     return [random.choice(starts), *random.choices(follow_ups, k=turns - 1)]
 
@@ -107,11 +129,12 @@ def conversation(starts: tuple[str, ...], follow_ups: tuple[str, ...]) -> list[s
 def check(status: int, text: str | None, agent: str, session_id: str | None) -> tuple[str | None, dict[str, Any]]:
     """Return what is wrong with an answer (``None``: nothing), and its body."""
     try:
-        body = json.loads(text or "")
-    except ValueError:
-        return f"status {status} without JSON", {}
-    if status != 200:
-        return f"{body.get('error_code', 'no error_code')}, status {status}", body
+        body = last_of_stream(text) if text and text.startswith("event: ") else json.loads(text or "")
+    except (ValueError, LookupError):
+        return f"status {status} without an answer", {}
+    if status != 200 or body.get("error"):
+        code = body.get("error_code") or (body.get("error") or {}).get("code", "no error code")
+        return f"{code.upper()}, status {status}", body
     if not str(body.get("trace_id", "")).startswith("tr-"):
         return "answer without a trace_id", body
     if body.get("agent") != agent or (session_id is not None and body.get("session_id") != session_id):
@@ -119,6 +142,15 @@ def check(status: int, text: str | None, agent: str, session_id: str | None) -> 
     if not (body.get("output") or body["choices"][0]["message"]["content"]):
         return "empty answer", body
     return None, body
+
+
+def last_of_stream(text: str) -> dict[str, Any]:
+    """Return the response that a stream ended with; raise ``ValueError`` or ``LookupError`` if it broke off."""
+    *_, last, done = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    if done != "[DONE]":
+        raise ValueError(done)
+    response: dict[str, Any] = json.loads(last)["response"]
+    return response
 
 
 @dataclass
@@ -141,7 +173,7 @@ class Ledger:
 
 def read_ledger(host: str) -> Ledger:
     """Return the ledger; raise ``OSError`` if the gateway does not answer."""
-    request = urllib.request.Request(f"{host}/v1/quality")  # noqa: S310 - the host that the person named
+    request = urllib.request.Request(f"{host}/v1/quality", headers=HEADERS)  # noqa: S310 - the host that was named
     with urllib.request.urlopen(request, timeout=READ_TIMEOUT_S) as answer:  # noqa: S310 - as above
         ledger = json.load(answer)["day"]["ledger"]
     return Ledger(ledger["total"], {entry["state"]: entry["runs"] for entry in ledger["states"]})

@@ -47,6 +47,8 @@ def _info(trace: Trace, experiment_id: str) -> TraceInfo:
     }
     if trace.user_id:
         metadata[TraceMetadataKey.TRACE_USER] = trace.user_id
+    if trace.client_left:
+        metadata["gateway.client_left"] = "true"
     return TraceInfo(
         trace_id=trace.trace_id,
         trace_location=TraceLocation.from_experiment_id(experiment_id),

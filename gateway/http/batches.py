@@ -89,6 +89,8 @@ class Batch:
             raise
 
     def _leave(self) -> None:
+        for active in self._active:
+            active.capture.trace.client_left = True
         if self._settings.on_disconnect == "cancel":
             self._end(RunCancelled(CLIENT_LEFT))
 

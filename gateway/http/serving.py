@@ -206,6 +206,7 @@ class Service:
             await active.result()
 
     def _client_left(self, active: ActiveRun) -> None:
+        active.capture.trace.client_left = True
         if self._settings.on_disconnect == "cancel" and not active.request.background:
             active.cancel(RunCancelled(CLIENT_LEFT))
 

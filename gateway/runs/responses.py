@@ -84,7 +84,7 @@ class ResponseStore:
     async def get(self, response_id: str, key_id: str | None) -> StoredResponse:
         """Return a response; ``key_id`` ``None`` stands for every key. Raise `ResponseNotFound`."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_GET, [response_id, key_id, key_id])
+            cursor = await connection.execute(_GET, [self._process_id, response_id, key_id, key_id])
             row = await cursor.fetchone()
         if row is None:
             raise _not_found(response_id)
@@ -168,7 +168,8 @@ _FINISH = """
     UPDATE responses SET session_id = %s, turn = %s, status = %s, process_id = NULL, body = %s WHERE response_id = %s
 """
 _GET = f"""
-    SELECT body, status, input, status = 'in_progress' AND process_id NOT IN ({LIVING}) FROM responses
+    SELECT body, status, input, status = 'in_progress' AND process_id <> %s AND process_id NOT IN ({LIVING})
+    FROM responses
     WHERE response_id = %s AND (%s::text IS NULL OR key_id = %s)
 """
 _PLACE = """

@@ -45,7 +45,6 @@ from gateway.tracing.spans import SpanError, Trace
 
 log = structlog.get_logger(__name__)
 
-_STORE_FAILURE_S = 2.0  # for noting in the database that a run failed, when it may be the database that failed it
 _INTERRUPTED = "A newer request on this session ended this run. The session is as it was before it."
 CANCELLED = "The response was cancelled on request. The session is as it was before it."
 """What the client of a run is told that was cancelled by its id."""
@@ -114,10 +113,10 @@ class ActiveRun:
         """Take the task that carries the run out."""
         self._task = task
 
-    def check(self, *, too_late: bool = False) -> None:
-        """Raise `asyncio.CancelledError` if the run was ended before it began, or what it ran did not heed it."""
+    def enter(self) -> None:
+        """Begin, in the run's own task; raise `asyncio.CancelledError` if it was ended before."""
         self._entered = True
-        if self._reason is not None or too_late:
+        if self._reason is not None:
             raise asyncio.CancelledError
 
     def end(self, outcome: RunResult | GatewayError) -> None:
@@ -237,7 +236,8 @@ class AgentRunner:
             active = self._begin(plugin, request, place.session_id)
             try:
                 if request.render and _is_announced(request):
-                    await self._store(active, "in_progress", request.render(active.run, None))
+                    body = request.render(active.run, None)
+                    await self._responses.execute([self._response(active, "in_progress", body, None)])
             except BaseException:
                 self._finish(active, None, counts=False)
                 raise
@@ -340,12 +340,11 @@ class AgentRunner:
         timeout_s = self._settings.run_timeout_s
         try:
             async with asyncio.timeout(timeout_s) as deadline, AsyncExitStack() as stack:
-                active.check()
+                active.enter()
                 turn = await self._turn(active, follows, stack)
                 active.took_turn = True
                 active.begun.set()
                 outcome = await self._execute(active, plugin, turn)
-                active.check(too_late=deadline.expired())
                 result = _result(active.run, outcome)
                 # The run is done: a turn that is stored must not be answered as too late, nor as cancelled.
                 deadline.reschedule(None)
@@ -449,20 +448,13 @@ class AgentRunner:
             known=status != "in_progress" and _is_announced(active.request),
         )
 
-    async def _store(self, active: ActiveRun, status: Status, body: dict[str, Any]) -> None:
-        await self._responses.execute([self._response(active, status, body, None)])
-
     async def _store_failure(self, active: ActiveRun, error: GatewayError) -> None:
         """Note in the stored response that its run failed, so that nobody waits for it."""
         request = active.request
         if request.render is None or not _is_announced(request):
             return
         status: Status = "cancelled" if isinstance(error, RunCancelled) else "failed"
-        try:
-            async with asyncio.timeout(_STORE_FAILURE_S):
-                await self._store(active, status, request.render(active.run, error))
-        except (psycopg.Error, TimeoutError) as problem:
-            log.warning("a failed response could not be stored", trace_id=active.run.trace_id, error=str(problem))
+        await self._sessions.settle([self._response(active, status, request.render(active.run, error), None)])
 
 
 def _is_announced(request: RunRequest) -> bool:

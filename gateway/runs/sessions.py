@@ -9,7 +9,7 @@ run leaves the session as it was.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,12 +29,12 @@ from gateway.storage.signals import LIVING, RECONNECTED, STOP_RUN, TURN_FREE, Si
 log = structlog.get_logger(__name__)
 
 Policy = Literal["enqueue", "reject", "interrupt"]
-Statement = tuple[str, Sequence[Any]]
-"""A statement and its parameters, run in the transaction of a commit."""
+Statement = tuple[str, Sequence[Any] | Mapping[str, Any]]
+"""A statement and its parameters."""
 
 _LOOK_AGAIN_S = 1.0  # a signal may be missed, so a waiter looks by itself as well
 _TICKET_S = 5.0  # how long a waiter that no longer looks (its process died) keeps its place
-_GIVE_BACK_WAIT_S = 1.0  # with the database away the client is waiting for its 503
+_SETTLE_WAIT_S = 1.0  # with the database away the client is waiting for its 503
 _RETRY_S = 1.0
 _NO_TICKET = 2**62  # behind all who wait
 
@@ -96,7 +96,7 @@ class SessionStore:
         self._hold_s = hold_s
         self._sleepers: dict[str, asyncio.Event] = {}
         """By owner."""
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         signals.on(TURN_FREE, self._wake)
         signals.on(RECONNECTED, self._wake_all)
 
@@ -222,6 +222,13 @@ class SessionStore:
                 await connection.execute(statement, parameters)
         turn.settled = True
 
+    async def settle(self, statements: Sequence[Statement]) -> None:
+        """Execute for certain, whoever is cancelled and whatever the database does; wait for that a moment at most."""
+        task = asyncio.create_task(self._execute(statements), name="sessions")
+        self._settling.add(task)  # the event loop keeps weak references only
+        task.add_done_callback(self._settling.discard)
+        await asyncio.wait({task}, timeout=_SETTLE_WAIT_S)  # unlike `wait_for`, it never cancels the task
+
     def _encrypted(self, turn: Turn, number: int, items: list[Any]) -> bytes:
         return self._cipher.encrypt(msgspec.json.encode(items), f"{turn.session_id}/{number}")
 
@@ -286,7 +293,7 @@ class SessionStore:
             return turns
         finally:
             del self._sleepers[owner]
-            await self._finish([_LEAVE], {"session": session_id, "owner": owner})
+            await self.settle([(_LEAVE, {"session": session_id, "owner": owner})])
 
     async def _check_owner(self, session_id: str, key_id: str | None) -> None:
         async with self._pool.connection() as connection:
@@ -334,24 +341,18 @@ class SessionStore:
         ]
 
     async def _give_back(self, session_id: str, owner: str) -> None:
-        await self._finish(_GIVE_BACK, {"session": session_id, "owner": owner})
+        values = {"session": session_id, "owner": owner}
+        await self.settle([(_GIVE_BACK, values), (_FIRST_IN_LINE, values)])
 
-    async def _finish(self, statements: Sequence[str], values: dict[str, str]) -> None:
-        """Execute for certain, whoever is cancelled and whatever the database does; wait for that a moment at most."""
-        task = asyncio.create_task(self._execute(statements, values), name="sessions")
-        self._leaving.add(task)  # the event loop keeps weak references only
-        task.add_done_callback(self._leaving.discard)
-        await asyncio.wait({task}, timeout=_GIVE_BACK_WAIT_S)  # unlike `wait_for`, it never cancels the task
-
-    async def _execute(self, statements: Sequence[str], values: dict[str, str]) -> None:
+    async def _execute(self, statements: Sequence[Statement]) -> None:
         while not self._pool.closed:
             try:
                 async with self._pool.connection() as connection:
-                    for statement in statements:
-                        await connection.execute(statement, values)
+                    for statement, parameters in statements:
+                        await connection.execute(statement, parameters)
                 return
             except psycopg.OperationalError as error:
-                log.warning("a session's turn could not be given back; trying again", error=str(error))
+                log.warning("the end of a run could not be noted; trying again", error=str(error))
                 await asyncio.sleep(_RETRY_S)
 
     def _wake(self, owner: str) -> None:
@@ -448,13 +449,10 @@ _COPY = """
     INSERT INTO session_turns (session_id, turn, items, trace_id, continues, created_at) VALUES (%s, %s, %s, %s, %s, %s)
 """
 # A session that never had a turn that succeeded is gone again, as if nothing had been asked.
-_GIVE_BACK = (
-    """
+_GIVE_BACK = """
     WITH gone AS (
         DELETE FROM sessions WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns = 0)
     UPDATE sessions SET turn_owner = NULL, turn_process = NULL, turn_until = NULL, interrupted = false
     WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns > 0
-    """,
-    _FIRST_IN_LINE,
-)
+"""
 _LEAVE = "DELETE FROM session_waiters WHERE session_id = %(session)s AND owner = %(owner)s"

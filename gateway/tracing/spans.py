@@ -61,6 +61,8 @@ class Trace(msgspec.Struct, omit_defaults=True):
     """Root first. Empty for a run that was sampled out."""
     error: SpanError | None = None
     """Why the run failed; ``None`` when it was answered."""
+    client_left: bool = False
+    """The client was gone before the run had ended."""
     key_id: str = ANONYMOUS
     """API key of the request. For the ledger alone: MLflow is not told."""
 

@@ -227,7 +227,6 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
         self._read = bytearray()
-        self._seen = 0  # of what was read, the part that was looked through
 
     def __enter__(self) -> Self:
         """Stay until the block ends."""
@@ -243,12 +242,19 @@ class Wire:
 
     def read_to(self, end: bytes) -> bytes:
         """Read up to ``end``, which must come."""
-        while (found := self._read.find(end, max(0, self._seen - len(end)))) < 0:
-            self._seen = len(self._read)
-            more = self.socket.recv(65_536)
-            assert more, bytes(self._read[-500:])
-            self._read += more
+        seen = 0
+        while (found := self._read.find(end, max(0, seen - len(end)))) < 0:
+            seen = len(self._read)
+            self._read_more()
         return self._taken(found + len(end))
+
+    def answer(self) -> tuple[int, bytes]:
+        """Read one answer that says how long it is; return its status and body."""
+        head = self.read_to(b"\r\n\r\n")
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        while len(self._read) < length:
+            self._read_more()
+        return int(head.split()[1]), self._taken(length)
 
     def read_all(self) -> bytes:
         """Read until the other side ends the connection."""
@@ -257,8 +263,13 @@ class Wire:
                 self._read += more
         return self._taken(len(self._read))
 
+    def _read_more(self) -> None:
+        more = self.socket.recv(65_536)
+        assert more, bytes(self._read[-500:])
+        self._read += more
+
     def _taken(self, length: int) -> bytes:
-        taken, self._read, self._seen = bytes(self._read[:length]), self._read[length:], 0
+        taken, self._read = bytes(self._read[:length]), self._read[length:]
         return taken
 
     def close(self) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-import pytest
-
 from .runs import (
     Web,
     approvals,
@@ -50,14 +48,14 @@ async def test_an_approved_call_is_carried_out_in_another_process_after_a_restar
     assert rows("SELECT turn, continues FROM session_turns ORDER BY turn") == [(1, False), (2, True), (3, False)]
 
 
-@pytest.mark.parametrize(("reason", "told"), [("too expensive", "too expensive"), (None, "not approved")])
-async def test_a_call_that_is_not_approved_is_not_carried_out(make_settings, reason, told) -> None:
+async def test_a_call_that_is_not_approved_is_not_carried_out(make_settings) -> None:
     """The model reads that the call was not approved, and why, and the run goes on."""
     async with serving(desk(make_settings)) as client:
-        [approval] = await asked(client)
-        answer = {"type": "mcp_approval_response", "approval_request_id": approval, "approve": False, "reason": reason}
-        resumed = await client.post("/v1/responses", json={"input": [answer]})
-        assert told in text(resumed)
+        for reason, told in (("too expensive", "too expensive"), (None, "not approved")):
+            [approval] = await asked(client)
+            answer = {"approval_request_id": approval, "approve": False, "reason": reason}
+            body = {"input": [{"type": "mcp_approval_response", **answer}]}
+            assert told in text(await client.post("/v1/responses", json=body))
         assert clerk().done == []
 
 
@@ -77,15 +75,15 @@ async def test_all_approvals_of_a_run_are_answered_together(make_settings) -> No
     assert clerk().done == ["cancel A-2"]
 
 
-@pytest.mark.parametrize("by_response", [True, False])
-async def test_an_approval_used_twice_at_once_counts_once(make_settings, by_response) -> None:
+async def test_an_approval_used_twice_at_once_counts_once(make_settings) -> None:
     """Of twenty same answers at once over two processes exactly one runs the tool; the others get 409."""
     settings = desk(make_settings)
     async with serving(settings) as one, serving(settings) as two:
         paused = await say(one, "refund A-1", "s")
-        fields = {"previous_response_id": paused.json()["id"]} if by_response else {}
         [approval] = approvals(paused)
-        answers = await asyncio.gather(*(decided((one, two)[n % 2], approval, **fields) for n in range(20)))
+        ways: list[dict[str, Any]] = [{}, {"previous_response_id": paused.json()["id"]}, {"conversation": "s"}]
+        same = (decided((one, two)[number % 2], approval, **ways[number % 3]) for number in range(20))
+        answers = await asyncio.gather(*same)
         assert sorted(answer.status_code for answer in answers) == [200] + [409] * 19
         assert {refusal(each) for each in answers if each.status_code != 200} == {(409, "approval_already_used")}
         assert refusal(await decided(two, approval)) == (409, "approval_already_used")
@@ -181,17 +179,17 @@ async def test_pause_and_resume_are_streamed(make_settings) -> None:
         assert "".join(deltas) == "refunded A-1"
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_resumed_run_that_fails_uses_its_approval_up(make_settings, rows, stream) -> None:
+async def test_a_resumed_run_that_fails_uses_its_approval_up(make_settings, rows) -> None:
     """Nobody knows how far it came, so it cannot be tried again; the session goes on as if nobody had answered."""
     async with serving(desk(make_settings)) as client:
-        [approval] = await asked(client, "refund boom")
-        failed = await decided(client, approval, stream=stream)
-        assert (events(failed)[-1]["type"] == "response.failed") if stream else failed.status_code == 500
-        assert "hunter22" not in failed.text
-        assert refusal(await decided(client, approval)) == (409, "approval_already_used")
-        assert rows("SELECT turns, turn_owner FROM sessions") == [(1, None)]
-        assert text(await say(client, "hello", "s")) == "2: hello"
+        for number, stream in enumerate((True, False)):
+            [approval] = await asked(client, "refund boom")
+            failed = await decided(client, approval, stream=stream)
+            assert (events(failed)[-1]["type"] == "response.failed") if stream else failed.status_code == 500
+            assert refusal(await decided(client, approval)) == (409, "approval_already_used")
+            assert rows("SELECT turns, turn_owner FROM sessions") == [(2 * number + 1, None)]
+            assert text(await say(client, "hello", "s")).endswith(": hello")
+    assert clerk().done == ["refund boom"] * 2
 
 
 async def test_pause_and_resume_are_two_whole_traces_of_one_session(make_settings) -> None:

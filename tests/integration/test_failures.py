@@ -8,22 +8,24 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from gateway.testing import ScriptedOpenAI, Slow
 
-from .runs import Web, begun, clerk, decided, desk, ended, events, refusal, say, serving, text, traces, until
+from .runs import Web, approvals, begun, clerk, decided, desk, ended, events, refusal, say, serving, text, traces, until
 
 SECRET = "hunter22"
 FAILURES = [
-    ("conjure", 502, "model_behavior_error"),
-    ("loop, note it", 422, "max_turns_exceeded"),
-    ("forbidden", 422, "run_blocked"),
-    ("leak", 422, "run_blocked"),
-    ("dawdle", 504, "tool_timeout"),
-    ("give_up", 500, "run_failed"),
-    ("wait", 504, "run_timeout"),
-    ("hang", 504, "run_timeout"),
+    ("clerk", "conjure", 502, "model_behavior_error"),
+    ("clerk", "loop, note it", 422, "max_turns_exceeded"),
+    ("clerk", "forbidden", 422, "run_blocked"),
+    ("clerk", "leak", 422, "run_blocked"),
+    ("clerk", "dawdle", 504, "tool_timeout"),
+    ("clerk", "give_up", 500, "run_failed"),
+    ("clerk", "wait", 504, "run_timeout"),
+    ("clerk", "hang", 504, "run_timeout"),
+    ("bystander", "hang", 504, "model_timeout"),
 ]
 
 
@@ -33,17 +35,18 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return dict(last["response"]["error"] if last.get("type") == "response.failed" else last["error"])
 
 
-@pytest.mark.parametrize(("words", "status", "code"), FAILURES)
-async def test_a_failure_has_a_status_and_a_code_in_every_form(make_settings, rows, words, status, code) -> None:
+async def test_a_failure_has_a_status_and_a_code_in_every_form(make_settings, rows) -> None:
     """JSON has the status and the code, a stream has begun and ends with the code; both name the run's trace."""
-    settings = desk(make_settings, run_timeout_s=1.0, max_turns=3)
-    chat = {"messages": [{"role": "user", "content": words}]}
-    async with serving(settings) as client:
+    settings = desk(make_settings, run_timeout_s=2.0, max_turns=3)
+
+    async def fail(client: Web, model: str, words: str, status: int, code: str) -> set[str]:
+        body = {"model": model, "input": words}
+        chat = {"model": model, "messages": [{"role": "user", "content": words}]}
         answers = await asyncio.gather(
-            say(client, words),
+            client.post("/v1/responses", json=body),
             client.post("/v1/chat/completions", json=chat),
-            client.post("/invocations", json={"input": words}),
-            say(client, words, stream=True),
+            client.post("/invocations", json=body),
+            client.post("/v1/responses", json=body | {"stream": True}),
             client.post("/v1/chat/completions", json=chat | {"stream": True}),
         )
         whole, streamed = answers[:3], answers[3:]
@@ -54,36 +57,44 @@ async def test_a_failure_has_a_status_and_a_code_in_every_form(make_settings, ro
         assert told[2]["error_code"] == code.upper()
         assert len({error["message"] for error in errors} | {told[2]["message"]}) == 1
         assert all(event["type"] != "response.completed" for event in events(streamed[0]))
+        return {errors[0]["trace_id"], errors[1]["trace_id"], told[2]["trace_id"]}
+
+    async with serving(settings) as client:
+        named = await asyncio.gather(*(fail(client, *failure) for failure in FAILURES))
         assert not client.app.state.runner.busy
-    named = {errors[0]["trace_id"], errors[1]["trace_id"], told[2]["trace_id"]}
     kept = traces(settings)
-    assert (len(kept), named <= kept.keys()) == (5, True)
-    assert {trace.error.type for trace in kept.values() if trace.error} == {code.upper()}
+    for trace_ids, (_, _, _, code) in zip(named, FAILURES, strict=True):
+        assert {kept[trace_id].error.type for trace_id in trace_ids} == {code.upper()}
+    assert len(kept) == 5 * len(FAILURES)
     assert rows("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM paused_runs)") == [(0, 0)]
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_model_that_takes_too_long(make_settings, stream) -> None:
-    """A model call beyond the time that its agent gives it ends the run with a code of its own."""
-    async with serving(desk(make_settings)) as client:
-        answer = await say(client, "hang", model="bystander", stream=stream)
-        assert (error_of(answer)["code"] if stream else refusal(answer)[1]) == "model_timeout"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("words", ["block", "cling", "deaf"])
-async def test_what_does_not_heed_its_end_holds_nobody_up(make_settings, rows, words, stream) -> None:
+async def test_what_does_not_heed_its_end_holds_nobody_up(make_settings, rows) -> None:
     """A tool in a thread, a tool or a model that swallows its cancellation: the client hears of the end in time."""
     settings = desk(make_settings, run_timeout_s=0.5)
+    ways = [(words, stream) for words in ("block", "cling", "deaf") for stream in (True, False)]
     async with serving(settings) as client:
-        asked = say(client, words, "s", stream=stream)
-        await begun()
-        answer = await asyncio.wait_for(asked, 4)
-        assert (error_of(answer)["code"] if stream else refusal(answer)[1]) == "run_timeout"
+        asked = [say(client, words, f"{words} {stream}".replace(" ", "-"), stream=stream) for words, stream in ways]
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 5)
+        codes = [
+            error_of(answer)["code"] if stream else refusal(answer)[1]
+            for answer, (_, stream) in zip(answers, ways, strict=True)
+        ]
+        assert codes == ["run_timeout"] * 6
         assert rows("SELECT count(*) FROM sessions") == [(0,)]
         clerk().gate.set()
         clerk().thread_gate.set()
-        assert text(await say(client, "next", "s")) == "1: next"
+        assert text(await say(client, "next", "block-True")) == "1: next"
+
+
+async def test_the_trace_of_a_run_that_was_cut_off_is_whole(make_settings) -> None:
+    """What was under way when a run was ended is in its trace, also where nothing else keeps the run from ending."""
+    settings = desk(make_settings, run_timeout_s=1.0)
+    asked = [(words, stream) for words in ("note it, wait", "hang") for stream in (True, False)]
+    async with serving(settings) as client:
+        await asyncio.gather(*(say(client, words, store=False, stream=stream) for words, stream in asked))
+    names = sorted(sorted(span.name for span in trace.spans[1:]) for trace in traces(settings).values())
+    assert names == [["no_forbidden", "note", "offline", "wait"]] * 2 + [["no_forbidden", "offline"]] * 2
 
 
 async def test_a_run_that_is_cancelled_by_its_id_elsewhere(make_settings, rows) -> None:
@@ -147,13 +158,25 @@ async def test_the_model_call_of_a_cancelled_run_is_closed(make_settings, stream
     )
 
 
+PROVIDER = [
+    ("429 Too Many", "rate_limit_exceeded", ["retry-after: 7"], (503, "model_rate_limited", "7")),
+    ("429 Too Many", "rate_limit_exceeded", [], (503, "model_rate_limited", "5")),
+    ("400 Bad", "context_length_exceeded", [], (422, "context_length_exceeded", None)),
+    ("400 Bad", "anything", [], (502, "model_error", None)),
+    ("401 Unauthorized", "invalid_api_key", [], (502, "model_error", None)),
+    ("500 Oh", "server_error", [], (502, "model_error", None)),
+]
+
+
 @asynccontextmanager
-async def upstream(status: str, error: dict[str, str], *fields: str) -> AsyncIterator[str]:
-    """Answer every request with an error as the model's provider does; give the base URL."""
+async def provider() -> AsyncIterator[str]:
+    """Answer with the error that the question names by its number, as a model's provider does; give the base URL."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1]))
+        asked = await reader.readexactly(int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1]))
+        status, code, fields, _ = PROVIDER[int(re.search(rb"question (\d)", asked)[1])]
+        error = {"message": f"{SECRET} said: {asked.decode()}", "type": SECRET, "code": code}
         body = json.dumps({"error": error}).encode()
         lines = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(body)}", *fields]
         writer.write("\r\n".join([*lines, "x-should-retry: false", "connection: close", "", ""]).encode() + body)
@@ -164,50 +187,84 @@ async def upstream(status: str, error: dict[str, str], *fields: str) -> AsyncIte
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
-@pytest.mark.parametrize(
-    ("status", "error_code", "fields", "told"),
-    [
-        ("429 Too Many", "rate_limit_exceeded", ["retry-after: 7"], (503, "model_rate_limited", "7")),
-        ("429 Too Many", "rate_limit_exceeded", [], (503, "model_rate_limited", "5")),
-        ("400 Bad", "context_length_exceeded", [], (422, "context_length_exceeded", None)),
-        ("400 Bad", "anything", [], (502, "model_error", None)),
-        ("401 Unauthorized", "invalid_api_key", [], (502, "model_error", None)),
-        ("500 Oh", "server_error", [], (502, "model_error", None)),
-    ],
-)
-async def test_what_the_models_provider_answers(make_settings, status, error_code, fields, told) -> None:
+async def test_what_the_models_provider_answers(make_settings) -> None:
     """Each kind of error of the model's provider has a code of its own, and none of its words reaches the client."""
-    error = {"message": f"{SECRET} said: my question", "type": SECRET, "code": error_code}
-    async with upstream(status, error, *fields) as url:
+    async with provider() as url:
         settings = desk(make_settings, model="scripted-1", OPENAI_API_KEY="sk-planted-key", OPENAI_BASE_URL=url)
         async with serving(settings) as client:
-            whole = await say(client, "my question")
-            streamed = await say(client, "my question", stream=True)
-    assert (*refusal(whole), whole.headers.get("retry-after")) == told
-    assert error_of(streamed)["code"] == told[1]
-    for answer in (whole, streamed):
-        assert not [each for each in (SECRET, "my question", "planted", "127.0.0.1", url) if each in answer.text]
+            for number, (*_, told) in enumerate(PROVIDER):
+                whole = await say(client, f"question {number}")
+                streamed = await say(client, f"question {number}", stream=True)
+                assert (*refusal(whole), whole.headers.get("retry-after")) == told
+                assert error_of(streamed)["code"] == told[1]
+                for answer in (whole, streamed):
+                    assert not [word for word in (SECRET, "question", "planted", "127.0.0.1") if word in answer.text]
 
 
-@pytest.mark.parametrize("words", ["crash", "refund boom", "wait boom"])
-async def test_no_error_says_what_a_tool_raised(make_settings, words) -> None:
+async def test_no_error_says_what_a_tool_raised(make_settings) -> None:
     """What a tool raised stands in the trace and in no answer: JSON, stream, stored, of a resumed run or a batch."""
     settings = desk(make_settings)
     async with serving(settings) as client:
         clerk().gate.set()
-        told = []
-        for stream in (True, False):
-            answer = await say(client, words, stream=stream)
-            if words.startswith("refund"):
-                approval = re.search(r"mcpr_\w+", answer.text)
-                answer = await decided(client, approval[0], stream=stream)
-            told.append(answer)
-        assert (error_of(told[0])["code"], told[1].status_code) == (refusal(told[1])[1], 500)
-        stored = await client.get(f"/v1/responses/{events(told[0])[-1]['response']['id']}")
-        batch = await client.post("/invocations", json={"inputs": [words, "hello"]})
-        for each in (*told, stored, batch):
+        whole = [await say(client, words) for words in ("crash", "wait boom")]
+        streamed = [await say(client, words, stream=True) for words in ("crash", "wait boom")]
+        for stream, told in ((False, whole), (True, streamed)):
+            paused = await say(client, "refund boom")
+            told.append(await decided(client, *approvals(paused), stream=stream))
+        assert [answer.status_code for answer in whole] == [500] * 3
+        assert {error_of(answer)["code"] for answer in streamed} == {refusal(answer)[1] for answer in whole}
+        stored = await client.get(f"/v1/responses/{events(streamed[0])[-1]['response']['id']}")
+        batch = await client.post("/invocations", json={"inputs": ["crash", "hello"]})
+        for each in (*whole, *streamed, stored, batch):
             assert not [word for word in (SECRET, "RuntimeError", "Traceback", ".py") if word in each.text]
-    assert any(SECRET in str(trace.error) for trace in traces(settings).values())
+    assert sum(SECRET in str(trace.error) for trace in traces(settings).values()) == 7
+
+
+async def test_a_run_that_is_cancelled_while_its_failure_is_stored(make_settings, database_url, rows) -> None:
+    """A run that has failed cannot be cancelled any more: its client is told of the failure, and nothing is left."""
+    async with serving(desk(make_settings)) as client:
+        asked = say(client, "wait boom", stream=True)
+        await begun()
+        [trace_id] = client.app.state.runner._active
+        with psycopg.connect(database_url) as other:
+            other.execute("SELECT 1 FROM responses FOR UPDATE")
+            clerk().gate.set()
+            await until(lambda: rows(BLOCKED) == [(1,)])
+            client.app.state.runner.stop(trace_id, "too late")
+        assert error_of(await asked)["message"] != "too late"
+        assert not client.app.state.runner.busy
+
+
+async def test_a_run_that_begins_while_the_process_stops(make_settings, database_url, rows) -> None:
+    """A run that is not quite begun when the process stops is ended like all others."""
+    async with serving(desk(make_settings)) as client:
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE responses IN EXCLUSIVE MODE")
+            asked = say(client, "wait", stream=True)
+            await until(lambda: rows(BLOCKED) == [(1,)])
+            ending = asyncio.create_task(client.app.state.runner.end(0))
+            await asyncio.sleep(0.05)
+        await asyncio.wait_for(ending, 5)
+        assert refusal(await asked) == (503, "temporarily_unavailable")
+    assert clerk().seen == []
+
+
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def test_no_error_of_ours_is_for_the_client(make_settings) -> None:
+    """What is wrong with the gateway's own settings is said in its log, and in no answer, JSON, stream or batch."""
+    async with serving(desk(make_settings)) as client:
+        await say(client, "hello", "s")
+    async with serving(desk(make_settings, secret_key="another secret for tests")) as client:
+        told = [
+            await say(client, "hello", "s"),
+            await say(client, "hello", "s", stream=True),
+            await client.post("/invocations", json={"inputs": [{"input": "hello", "session_id": "s"}, "hello"]}),
+        ]
+    assert [answer.status_code for answer in told] == [500, 500, 200]
+    assert all("INTERNAL_ERROR" in answer.text.upper() for answer in told)
+    assert not [answer.text for answer in told if "GATEWAY_" in answer.text or "key" in answer.text]
 
 
 async def test_no_more_runs_are_taken_than_may_be_under_way(make_settings) -> None:
@@ -255,7 +312,7 @@ async def test_nothing_leaks(make_settings, rows) -> None:
         before = asyncio.all_tasks()
         await asyncio.gather(*(one_of_many(client, number) for number in range(200)))
         state = client.app.state
-        assert (state.runner._active, state.sessions._sleepers, state.sessions._leaving) == ({}, {}, set())
+        assert (state.runner._active, state.sessions._sleepers, state.sessions._settling) == ({}, {}, set())
         assert state.executor._capture._runs == {}
         async with asyncio.timeout(5):
             while left := asyncio.all_tasks() - before:

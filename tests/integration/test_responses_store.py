@@ -5,7 +5,6 @@ import asyncio
 import httpx
 import psycopg
 import psycopg.conninfo
-import pytest
 
 from gateway.settings import sibling_database
 
@@ -72,17 +71,16 @@ async def test_many_at_once_after_one_response_are_branches(make_settings, rows)
     assert rows("SELECT count(*) FROM sessions WHERE turn_owner IS NOT NULL") == [(0,)]
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("words", "code"), [("conjure", "model_behavior_error"), ("wait", "run_timeout")])
-async def test_a_fork_that_does_not_succeed_leaves_nothing(make_settings, rows, words, code, stream) -> None:
+async def test_a_fork_that_does_not_succeed_leaves_nothing(make_settings, rows) -> None:
     """A fork whose run fails, or is too late, is gone without a trace in any session."""
     async with serving(desk(make_settings, run_timeout_s=1.0)) as client:
         first = await say(client, "one", "s")
         await after(client, first, "two")
         before = rows("SELECT * FROM sessions"), rows("SELECT * FROM session_turns")
-        answer = await after(client, first, words, stream=stream)
-        found = events(answer)[-1]["response"]["error"] if stream else answer.json()["error"]
-        assert found["code"] == code
+        for words, code in (("conjure", "model_behavior_error"), ("wait", "run_timeout")):
+            assert refusal(await after(client, first, words))[1] == code
+            streamed = await after(client, first, words, stream=True)
+            assert events(streamed)[-1]["response"]["error"]["code"] == code
         assert (rows("SELECT * FROM sessions"), rows("SELECT * FROM session_turns")) == before
 
 
@@ -180,16 +178,34 @@ async def test_a_response_whose_process_died_has_failed(make_settings) -> None:
         clerk().gate.set()
 
 
-@pytest.mark.parametrize("words", ["wait boom", "wait"])
-async def test_a_response_that_was_deleted_stays_deleted(make_settings, rows, words) -> None:
+async def test_a_response_that_was_deleted_stays_deleted(make_settings, rows) -> None:
     """A run whose response is deleted while it is under way does not store it again, however it ends."""
     async with serving(desk(make_settings)) as client:
-        path = f"/v1/responses/{(await say(client, words, 's', background=True)).json()['id']}"
-        await begun()
-        assert (await client.delete(path)).status_code == 200
+        for words in ("wait", "wait boom"):
+            path = f"/v1/responses/{(await say(client, words, background=True)).json()['id']}"
+            await begun()
+            assert (await client.delete(path)).status_code == 200
         clerk().gate.set()
         await client.app.state.runner.end(5)
     assert rows("SELECT count(*) FROM responses") == [(0,)]
+    assert rows("SELECT status FROM runs ORDER BY started_at") == [("ok",), ("error",)]
+
+
+async def test_a_run_that_ends_while_the_database_is_away_has_failed(make_settings, database_url, rows) -> None:
+    """When the database is back, a response that was under way is stored as failed, so that nobody waits for it."""
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    async with serving(desk(make_settings)) as client:
+        client.app.state.pool.timeout = 0.5
+        await say(client, "wait", "s", background=True)
+        await begun()
+        with psycopg.connect(sibling_database(database_url, "postgres"), autocommit=True) as admin:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            clerk().gate.set()
+            await until(lambda: not client.app.state.runner.busy)
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await until(lambda: rows("SELECT status FROM responses") == [("failed",)])
+        await until(lambda: rows("SELECT count(*) FROM sessions") == [(0,)])
 
 
 async def test_nothing_of_a_forgotten_session_comes_back_with_the_end_of_its_run(make_settings, rows) -> None:

@@ -228,8 +228,8 @@ def test_secrets_are_not_shown():
     ("given", "expected"),
     [
         ({}, "http://127.0.0.1:5000"),
-        ({"host": "0.0.0.0", "mlflow_port": 5100}, "http://127.0.0.1:5100"),
-        ({"host": "::"}, "http://[::1]:5000"),
+        ({"mlflow_host": "0.0.0.0", "mlflow_port": 5100}, "http://127.0.0.1:5100"),
+        ({"mlflow_host": "::"}, "http://[::1]:5000"),
         ({"mlflow_tracking_uri": "https://mlflow.example.com/"}, "https://mlflow.example.com"),
         ({"mlflow_tracking_uri": "postgresql://db/mlflow"}, None),
         ({"mlflow_tracking_uri": "postgresql://db/mlflow", "mlflow_url": "https://ui.example.com/"}, "https://ui.example.com"),
