@@ -5,6 +5,7 @@ order of the operations, and each operation becomes one tool call.
 """
 
 import ast
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -79,8 +80,9 @@ class _Operation(NamedTuple):
 def decide(view: View) -> str | Call:
     """Call the tool for the next operation of the question, or say the result when none is left."""
     results = view.tool_results_this_turn
-    if results and results[-1].output.startswith("Error"):
-        return f"I'm sorry, I can't work that out: {results[-1].output.removeprefix('Error: ')}."
+    if results and not _is_number(results[-1].output):  # it failed, or was never carried out
+        reason = results[-1].output.removeprefix("Error: ").rstrip(".")
+        return f"I'm sorry, I can't work that out: {reason}."
     formula = _formula(view.last_user, _previous_answer(view))
     plan = _plan(formula) if formula else []
     if not plan:
@@ -91,6 +93,13 @@ def decide(view: View) -> str | Call:
     operation = plan[len(results)]
     left, right = (_number(known[side.place] if isinstance(side, _Result) else side) for side in operation[1:])
     return _TOOLS[operation.operator](left, right)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _previous_answer(view: View) -> str | None:

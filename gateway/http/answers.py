@@ -15,16 +15,16 @@ _FINISHED_WITH_CALLS = "tool_calls"
 class ResponsesAnswer:
     """Writes Responses objects for one request. Contract: OpenAI's API reference, "The response object"."""
 
-    def __init__(self, body: ResponsesBody, *, model: str | None, show_tool_calls: bool = True):
+    def __init__(self, body: ResponsesBody, *, model_is_agent: bool, show_tool_calls: bool = True):
         """Take the request.
 
         Args:
             body: the request.
-            model: name to show as ``model``; ``None``: the language model's own.
+            model_is_agent: show the agent's name as ``model``, else the language model's.
             show_tool_calls: whether to show the calls of the agent's own tools, where the request does not say.
         """
         self._body = body
-        self._model = model
+        self._model_is_agent = model_is_agent
         self._shows_tools = show_tool_calls if body.show_tool_calls is None else body.show_tool_calls
         self._client_tools = frozenset(tool.name for tool in body.tools or ())
 
@@ -45,7 +45,7 @@ class ResponsesAnswer:
             "status": self._status(outcome),
             "error": _error(outcome) if isinstance(outcome, GatewayError) else None,
             "incomplete_details": None,
-            "model": self._model or run.model,
+            "model": run.agent if self._model_is_agent else run.model,
             "output": [item for item in result.output if self.shows(item)] if result else [],
             "usage": _usage(result) if result else None,
             **self._echo(),
@@ -101,9 +101,9 @@ class ResponsesAnswer:
 class ChatAnswer:
     """Writes chat completions for one request. Contract: OpenAI's API reference, "The chat completion object"."""
 
-    def __init__(self, body: ChatBody, *, model: str | None):
-        """Take the request, and the name to show as ``model``; ``None``: the language model's own."""
-        self._model = model
+    def __init__(self, body: ChatBody, *, model_is_agent: bool):
+        """Take the request, and whether to show the agent's name as ``model``, else the language model's."""
+        self._model_is_agent = model_is_agent
         self.client_tools = frozenset(tool.function.name for tool in body.tools or ())
         options = body.stream_options
         self.wants_usage = bool(options and options.include_usage)
@@ -114,7 +114,7 @@ class ChatAnswer:
             "id": _chat_id(run),
             "object": "chat.completion.chunk",
             "created": int(run.created_at),
-            "model": self._model or run.model,
+            "model": run.agent if self._model_is_agent else run.model,
             "service_tier": "default",
             "system_fingerprint": run.agent_version,
         }

@@ -17,8 +17,9 @@ from gateway.http.dataframes import Row, rows_of
 from gateway.http.requests import BodyRules
 from gateway.http.serving import CLIENT_LEFT, Form, Service, reply
 from gateway.http.streaming import watch
+from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.requests import RunRequest, RunResult
-from gateway.runs.runner import ActiveRun, AgentRunner
+from gateway.runs.runner import AgentRunner
 from gateway.settings import Settings
 
 Prepare = Callable[[dict[str, Any], Mapping[str, str], BodyRules, str], tuple[RunRequest, Form]]
@@ -85,7 +86,7 @@ class Batch:
         try:
             return await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:
-            self._end(ServiceUnavailable("The gateway is stopping. Send the request again."))
+            self._end(ServiceUnavailable(STOPPING))
             raise
 
     def _leave(self) -> None:

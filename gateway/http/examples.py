@@ -194,8 +194,10 @@ _PAUSED = RunResult(
     completed_at=1767225601.0,
     approvals=(_WAITING,),
 )
-_RESPONSE = ResponsesAnswer(ResponsesBody(input=_ASKED), model="math")
-_COMPLETION = ChatAnswer(ChatBody(messages=[_USER], stream_options=StreamOptions(include_usage=True)), model="math")
+_RESPONSE = ResponsesAnswer(ResponsesBody(input=_ASKED), model_is_agent=True)
+_COMPLETION = ChatAnswer(
+    ChatBody(messages=[_USER], stream_options=StreamOptions(include_usage=True)), model_is_agent=True
+)
 
 
 def _stream(encoder: Encoder) -> str:
@@ -211,7 +213,7 @@ ANSWERS: dict[str, Examples] = {
         "response": {"summary": "A Responses object", "value": _RESPONSE.body(_RUN, _ANSWERED)},
         "approval_needed": {
             "summary": "A run that waits for a decision on a tool call",
-            "value": ResponsesAnswer(ResponsesBody(), model="support").body(_PAUSED.run, _PAUSED),
+            "value": ResponsesAnswer(ResponsesBody(), model_is_agent=True).body(_PAUSED.run, _PAUSED),
         },
     },
     "ChatCompletion": {"chat_completion": {"summary": "A chat completion", "value": _COMPLETION.body(_RUN, _ANSWERED)}},

@@ -45,7 +45,7 @@ def prepare(body: dict[str, Any], headers: Mapping[str, str], rules: BodyRules, 
         raise InvalidRequest('Give either "input" (a text or Responses items) or "messages" (chat messages).', "input")
     if body.get("messages") is not None:
         chat = convert({name: value for name, value in body.items() if name != "input"}, ChatBody)
-        return from_chat(chat, headers, rules, key_id), ChatForm(ChatAnswer(chat, model=None))
+        return from_chat(chat, headers, rules, key_id), ChatForm(ChatAnswer(chat, model_is_agent=False))
     if body.get("input") is None and not body.get("approvals"):
         raise InvalidRequest(
             'Give either "input" (a text or Responses items) or "messages" (chat messages), or a batch: '
@@ -54,6 +54,6 @@ def prepare(body: dict[str, Any], headers: Mapping[str, str], rules: BodyRules, 
         )
     kept = {name: value for name, value in body.items() if name != "messages"}
     responses = convert(kept, ResponsesBody)
-    answer = ResponsesAnswer(responses, model=None, show_tool_calls=rules.show_tool_calls)
+    answer = ResponsesAnswer(responses, model_is_agent=False, show_tool_calls=rules.show_tool_calls)
     wanted = from_responses(responses, headers, rules, key_id)
     return (stored(wanted, answer) if wanted.background else wanted), ResponsesForm(answer)

@@ -15,7 +15,6 @@ from gateway.http.bodies import ChatBody, ResponsesBody, convert, decode
 from gateway.http.requests import from_chat, from_responses
 from gateway.http.serving import ChatForm, Form, ResponsesForm, Service, read_body, stored
 from gateway.plugins import AgentPlugin
-from gateway.runs.execution import AgentExecutor
 from gateway.runs.requests import RunRequest
 from gateway.runs.responses import ResponseStore, StoredResponse
 from gateway.runs.runner import CANCELLED, AgentRunner
@@ -39,14 +38,12 @@ async def create_response(request: AppRequest) -> Response[Any]:
     """Run an agent and answer with a Responses object, or a stream of its events."""
     raw = await read_body(request)
     service: Service = request.app.state.service
-    executor: AgentExecutor = request.app.state.executor
     key_id = caller_of(request).key_id
 
     def prepare() -> tuple[RunRequest, Form]:
         body = convert(decode(raw), ResponsesBody)
         wanted = from_responses(body, request.headers, service.rules, key_id)
-        agent = executor.plugin(wanted.agent).name
-        answer = ResponsesAnswer(body, model=agent, show_tool_calls=service.rules.show_tool_calls)
+        answer = ResponsesAnswer(body, model_is_agent=True, show_tool_calls=service.rules.show_tool_calls)
         return (wanted if body.store is False else stored(wanted, answer)), ResponsesForm(answer)
 
     return await service.answer(request, raw, prepare)
@@ -64,13 +61,12 @@ async def create_chat_completion(request: AppRequest) -> Response[Any]:
     """Run an agent and answer with a chat completion, or a stream of its chunks."""
     raw = await read_body(request)
     service: Service = request.app.state.service
-    executor: AgentExecutor = request.app.state.executor
     key_id = caller_of(request).key_id
 
     def prepare() -> tuple[RunRequest, Form]:
         body = convert(decode(raw), ChatBody)
         wanted = from_chat(body, request.headers, service.rules, key_id)
-        return wanted, ChatForm(ChatAnswer(body, model=executor.plugin(wanted.agent).name))
+        return wanted, ChatForm(ChatAnswer(body, model_is_agent=True))
 
     return await service.answer(request, raw, prepare)
 

@@ -22,10 +22,11 @@ from gateway.http.answers import ChatAnswer, ResponsesAnswer
 from gateway.http.errors import request_id_of
 from gateway.http.requests import BodyRules
 from gateway.http.streaming import ChatEncoder, Encoder, EventStream, Finished, ResponsesEncoder, watch
+from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.execution import AgentExecutor
 from gateway.runs.idempotency import Claim, IdempotencyStore, StoredAnswer
 from gateway.runs.requests import Run, RunRequest, RunResult
-from gateway.runs.runner import ActiveRun, AgentRunner
+from gateway.runs.runner import AgentRunner
 from gateway.settings import Settings
 from gateway.storage.allowances import Allowances
 from gateway.storage.api_keys import Caller
@@ -165,7 +166,7 @@ class Service:
             async with watch(request.receive, lambda: self._client_left(active)):
                 return await active.result()
         except asyncio.CancelledError:
-            active.cancel(ServiceUnavailable("The gateway is stopping. Send the request again."))
+            active.cancel(ServiceUnavailable(STOPPING))
             raise
 
     async def _complete(
@@ -200,7 +201,7 @@ class Service:
         except TimeoutError:
             return
         except asyncio.CancelledError:
-            active.cancel(ServiceUnavailable("The gateway is stopping. Send the request again."))
+            active.cancel(ServiceUnavailable(STOPPING))
             raise
         if active.done and not active.took_turn:
             await active.result()

@@ -21,8 +21,8 @@ from gateway.errors import GatewayError, ServiceUnavailable
 from gateway.http.answers import ChatAnswer, ResponsesAnswer, gateway_fields
 from gateway.http.chunks import ChatChunks
 from gateway.http.errors import openai_error
+from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.requests import Run, RunResult
-from gateway.runs.runner import ActiveRun
 
 _DONE = b"data: [DONE]\n\n"
 _KEEPALIVE = b": keep-alive\n\n"
@@ -159,7 +159,7 @@ class EventStream(Response[bytes]):
                 await send({"type": "http.response.start", "status": 200, "headers": encoded})
                 answered = await self._stream(send)
         except asyncio.CancelledError:
-            self._active.cancel(ServiceUnavailable("The gateway is stopping. Send the request again."))
+            self._active.cancel(ServiceUnavailable(STOPPING))
             raise
         finally:
             if self._on_finished is not None:

@@ -2,7 +2,8 @@
 
 =============  =========================================================================================
 `requests`     what is asked for and what is answered, whatever the dialect
-`runner`       runs under way: begun, ended, handed over
+`runner`       begins runs, carries them out, hands them over
+`active`       a run under way, as its client sees it
 `sessions`     the session's turn and its history, in order over all web processes
 `history`      a conversation as the model is to see it
 `execution`    one run in the SDK, with its model (`models`, `offline`) and its errors as ours

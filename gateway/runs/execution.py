@@ -206,10 +206,8 @@ class AgentExecutor:
         return plugin.agent.clone(**changes)
 
     def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions) -> RunConfig:
-        return RunConfig(
+        config = RunConfig(
             model=self._models[plugin.name].model,
-            # Servers that speak Chat Completions leave the usage out of a stream unless they are asked for it.
-            model_settings=replace(options.settings or sdk.ModelSettings(), include_usage=True),
             workflow_name=plugin.name,
             trace_id=run.sdk_trace_id,
             group_id=run.trace.session_id,
@@ -218,6 +216,10 @@ class AgentExecutor:
             trace_include_sensitive_data=True,  # redaction is ours, and comes before anything is written
             tool_error_formatter=self._note_tool_error,
         )
+        # Servers that speak Chat Completions leave the usage out of a stream unless they are asked for it. Set
+        # afterwards: as an argument it would be validated anew, which costs more than a millisecond.
+        config.model_settings = replace(options.settings or sdk.ModelSettings(), include_usage=True)
+        return config
 
     def _failure(self, error: Exception) -> RunError:
         """Return what the SDK or the model's client raised as one of ours. No word of theirs goes to the client."""
@@ -246,7 +248,7 @@ class AgentExecutor:
                 return ModelTimeout("The agent's language model did not answer in time. Try again.")
             case openai.OpenAIError():
                 return _model_failure(error)
-            case sdk.UserError():
+            case sdk.UserError() if error.__cause__ is None:  # else it wraps what a tool raised
                 return AgentMisconfigured(
                     "The agent's code uses the SDK in a way that the SDK refuses; its trace has the details."
                 )

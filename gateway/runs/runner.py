@@ -7,7 +7,6 @@ client, be ended by a newer request in another process, and always hands over a 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from gateway.errors import (
     SessionBusy,
 )
 from gateway.plugins import AgentPlugin
+from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.execution import AgentExecutor, Outcome
 from gateway.runs.history import join, open_calls
 from gateway.runs.pauses import PausedRuns
@@ -48,102 +48,6 @@ log = structlog.get_logger(__name__)
 _INTERRUPTED = "A newer request on this session ended this run. The session is as it was before it."
 CANCELLED = "The response was cancelled on request. The session is as it was before it."
 """What the client of a run is told that was cancelled by its id."""
-_STOPPING = "The gateway is stopping. Send the request again."
-
-
-class ActiveRun:
-    """A run under way, as its client sees it."""
-
-    def __init__(self, request: RunRequest, run: Run, capture: RunCapture):
-        self.request = request
-        self.run = run
-        self.capture = capture
-        self.begun = asyncio.Event()
-        """Set when the run has its session's turn, or has ended without it."""
-        self.took_turn = False
-        self.executed = False
-        """The agent was run; before that, a refusal is no run."""
-        self.settling = False
-        """Its end is being stored: it can no longer be ended otherwise."""
-        self._events: list[dict[str, Any]] = []
-        self._news = asyncio.Event()
-        self._result: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
-        self._task: asyncio.Task[None] | None = None
-        self._entered = False
-        self._reason: GatewayError | None = None
-
-    async def result(self) -> RunResult:
-        """Wait for the end and return what came of it; raise the `GatewayError` that ended it.
-
-        Cancelling this wait does not end the run.
-        """
-        return await asyncio.shield(self._result)
-
-    async def events(self, wait_s: float) -> list[dict[str, Any]]:
-        """Return the item-level events since the last call, at once if there are any.
-
-        Returns none after ``wait_s`` seconds without one, and when the run is done.
-        """
-        if not self._events and not self.done:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait_s)
-        self._news.clear()
-        events, self._events = self._events, []
-        return events
-
-    def cancel(self, reason: GatewayError) -> None:
-        """End the run at once; ``reason`` is what its client is told. Nothing happens if it has ended."""
-        if self.settling or self._reason:
-            return
-        self._reason = reason
-        if self._task is not None and self._entered:  # a task that is cancelled before it begins never does
-            self._task.cancel()
-
-    @property
-    def done(self) -> bool:
-        """Whether the run has ended and its trace is handed over."""
-        return self._result.done()
-
-    def emit(self, event: dict[str, Any]) -> None:
-        """Give an event to the client."""
-        self._events.append(event)
-        self._news.set()
-
-    def start(self, task: "asyncio.Task[None]") -> None:
-        """Take the task that carries the run out."""
-        self._task = task
-
-    def enter(self) -> None:
-        """Begin, in the run's own task; raise `asyncio.CancelledError` if it was ended before."""
-        self._entered = True
-        if self._reason is not None:
-            raise asyncio.CancelledError
-
-    def end(self, outcome: RunResult | GatewayError) -> None:
-        """Tell the client how the run ended."""
-        if isinstance(outcome, GatewayError):
-            self._result.set_exception(outcome)
-            self._result.exception()  # seen: the client may have left
-        else:
-            self._result.set_result(outcome)
-        self.begun.set()
-        self._news.set()
-
-    def counts(self, outcome: RunResult | GatewayError) -> bool:
-        """Whether it is a run for the ledger: not if it was refused before the agent ran."""
-        return self.executed or not isinstance(outcome, RequestError)
-
-    def when_done(self, call: Callable[[], None]) -> None:
-        """Call back when the run has ended, or at once if it has."""
-        self._result.add_done_callback(lambda _: call())
-
-    def reason(self, error: BaseException) -> GatewayError | None:
-        """Return why the run was cancelled, if that is what ``error`` says."""
-        if not isinstance(error, asyncio.CancelledError):
-            return None
-        if self._reason is None and self._task is not None and not self._task.cancelling():
-            return RunFailed("The agent cancelled itself on this request; its trace has the details.")
-        return self._reason or ServiceUnavailable(_STOPPING)
 
 
 class _Place(NamedTuple):
@@ -201,7 +105,7 @@ class AgentRunner:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), within_s)
         for active in list(self._active.values()):
-            active.cancel(ServiceUnavailable(_STOPPING))
+            active.cancel(ServiceUnavailable(STOPPING))
         await self._idle.wait()
 
     async def run(self, request: RunRequest) -> RunResult:
@@ -253,7 +157,7 @@ class AgentRunner:
 
     def _admit(self) -> None:
         if self._stopping:
-            raise ServiceUnavailable(_STOPPING)
+            raise ServiceUnavailable(STOPPING)
         if len(self._active) >= self._settings.max_concurrent_runs:
             raise Overloaded(
                 f"This process has {len(self._active)} runs under way, which is all it may have. Try again shortly."
@@ -287,7 +191,7 @@ class AgentRunner:
             started_ns=int(now * 1e9),
         )
         sampled = keep_session(self._sampling_key, stored_id, self._settings.sample_rate)
-        capture = RunCapture(trace, request.items, sampled=sampled, client_tools=request.options.client_tools)
+        capture = RunCapture(trace, _asked(request), sampled=sampled, client_tools=request.options.client_tools)
         self._capture.begin(capture)
         run = Run(
             trace_id=trace.trace_id,
@@ -409,6 +313,7 @@ class AgentRunner:
             outcome = await self._executor.execute(plugin, items, active.capture, request.options, emit)
         active.capture.answer = outcome.answer
         active.capture.left_open = outcome.items if outcome.answer is None else []
+        active.capture.waiting_tools = frozenset(each.tool for each in outcome.approvals)
         return outcome
 
     async def _commit(self, active: ActiveRun, turn: Turn, outcome: Outcome, result: RunResult) -> None:
@@ -460,6 +365,12 @@ class AgentRunner:
 def _is_announced(request: RunRequest) -> bool:
     """Whether the response is stored before the run is done: its client may ask for it."""
     return request.background or request.stream
+
+
+def _asked(request: RunRequest) -> list[Any]:
+    """Return what the trace shows as the turn's input: a decision that a person took is the system's to tell."""
+    told = ("approved" if each.approve else "not approved" for each in request.approvals)
+    return request.items or [{"role": "system", "content": f"The call was {what}."} for what in told]
 
 
 def _result(run: Run, outcome: Outcome) -> RunResult:

@@ -303,7 +303,7 @@ class SessionStore:
 
     async def _draw_ticket(self, session_id: str, owner: str) -> int:
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_DRAW, [session_id, owner, _TICKET_S])
+            cursor = await connection.execute(_DRAW, [session_id, owner, self._signals.process_id, _TICKET_S])
             row = await cursor.fetchone()
         return int(row[0]) if row else 0  # type: ignore[call-overload]
 
@@ -380,7 +380,8 @@ _IS_FREE = f"""
      OR sessions.turn_process <> %(process)s AND sessions.turn_process NOT IN ({LIVING}))
     AND NOT EXISTS (SELECT 1 FROM session_waiters AS waiter
                     WHERE waiter.session_id = sessions.session_id AND waiter.ticket < %(ticket)s
-                      AND waiter.waiting_until > now())
+                      AND waiter.waiting_until > now()
+                      AND (waiter.process_id = %(process)s OR waiter.process_id IN ({LIVING})))
 """
 _TAKE = f"""
     INSERT INTO sessions (session_id, key_id, turn_owner, turn_process, turn_until)
@@ -397,8 +398,8 @@ _TAKE_KNOWN = f"""
     RETURNING turns
 """
 _DRAW = """
-    INSERT INTO session_waiters (session_id, owner, waiting_until)
-    VALUES (%s, %s, now() + make_interval(secs => %s)) RETURNING ticket
+    INSERT INTO session_waiters (session_id, owner, process_id, waiting_until)
+    VALUES (%s, %s, %s, now() + make_interval(secs => %s)) RETURNING ticket
 """
 _KEEP = """
     UPDATE session_waiters AS waiter SET waiting_until = now() + make_interval(secs => %s) WHERE ticket = %s

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 from alembic import command
 from alembic.config import Config
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -13,7 +13,30 @@ from gateway.errors import ConfigurationError
 from gateway.settings import Settings, sqlalchemy_url
 from gateway.storage.embedded import running_url
 
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[object, ...]]]
+Connection = psycopg.AsyncConnection[tuple[object, ...]]
+Pool = AsyncConnectionPool[Connection]
+
+
+class _PatientPool(AsyncConnectionPool[Connection]):
+    """Tells a database that is away from one that is busy: while connections come back, one is worth waiting for."""
+
+    _came_back = 0
+
+    async def getconn(self, timeout: float | None = None) -> Connection:  # noqa: ASYNC109 - as psycopg has it
+        """Return a connection; raise ``PoolTimeout`` if none came back meanwhile, or if a time was given."""
+        while True:
+            before = self._came_back
+            try:
+                return await super().getconn(timeout)
+            except PoolTimeout:
+                if timeout is not None or self._came_back == before:
+                    raise
+
+    async def putconn(self, conn: Connection) -> None:
+        """Take a connection back."""
+        self._came_back += not conn.closed
+        await super().putconn(conn)
+
 
 _MIGRATION_LOCK = 0x6167_7467  # any constant of ours: one process migrates, the others wait for it
 
@@ -40,10 +63,11 @@ def open_pool(url: str, *, max_size: int, name: str) -> Pool:
 
     Args:
         url: Postgres URL.
-        max_size: connections at the most. A caller waits 5 s for one, then psycopg's ``PoolTimeout`` is raised.
+        max_size: connections at the most. A caller waits for one as long as others give theirs back; if none does so
+            for 5 s, psycopg's ``PoolTimeout`` is raised.
         name: shows in ``pg_stat_activity`` and in the pool's log lines.
     """
-    return AsyncConnectionPool(
+    return _PatientPool(
         url,
         min_size=min(2, max_size),
         max_size=max_size,
@@ -59,7 +83,7 @@ def open_pool(url: str, *, max_size: int, name: str) -> Pool:
     )
 
 
-async def _autocommit(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+async def _autocommit(connection: Connection) -> None:
     await connection.set_autocommit(True)
 
 

@@ -154,6 +154,7 @@ session_waiters = Table(
     Column("ticket", BigInteger, Identity(), primary_key=True),
     Column("session_id", Text, nullable=False),
     Column("owner", Text, nullable=False),
+    Column("process_id", Integer, nullable=False),
     _time("waiting_until", default_now=False),
     Index("ix_session_waiters_session_id", "session_id", "ticket"),
 )

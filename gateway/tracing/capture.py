@@ -56,6 +56,8 @@ class RunCapture:
         self.left_open: list[Any] = []
         """Items of a run that ended with tool calls for the client or for a person to decide on."""
         self.client_tools = client_tools
+        self.waiting_tools: frozenset[str] = frozenset()
+        """Tools whose calls wait for a person's decision."""
         self.spans: list[_Captured] = []
         self.started: dict[str, int] = {}
         self.tool_errors: dict[str, SpanError] = {}
@@ -137,8 +139,16 @@ def assemble(run: RunCapture) -> Trace:
     for span, start_ns, end_ns in captured:
         if span.span_id != merged:
             parent = _short(span.parent_id) if span.parent_id in known else root.span_id
-            trace.spans.append(_convert(span, parent, start_ns, end_ns, run.tool_errors.get(span.span_id)))
+            error = run.tool_errors.get(span.span_id) or _cut_off(span, trace.error)
+            trace.spans.append(_convert(span, parent, start_ns, end_ns, error))
     return trace
+
+
+def _cut_off(span: SdkSpan[Any], ended: SpanError | None) -> SpanError | None:
+    """Return why a tool call has no result, if the run was ended in the middle of it."""
+    data = span.span_data
+    is_open = isinstance(data, FunctionSpanData) and data.output is None and not span.error
+    return SpanError(ended.type, ended.message) if ended and is_open else None
 
 
 def _root_outputs(run: RunCapture) -> dict[str, Any] | None:
@@ -148,9 +158,12 @@ def _root_outputs(run: RunCapture) -> dict[str, Any] | None:
 
 
 def _is_stand_in(captured: _Captured, run: RunCapture) -> bool:
-    """Whether the span is that of a tool which the client runs: here nothing was done."""
-    data = captured[0].span_data
-    return isinstance(data, FunctionSpanData) and data.name in run.client_tools
+    """Whether the span is that of a call which the client makes, or a person decides on: nothing was done here."""
+    span, data = captured[0], captured[0].span_data
+    if not isinstance(data, FunctionSpanData):
+        return False
+    waits = data.name in run.waiting_tools and data.output is None and not span.error
+    return data.name in run.client_tools or waits
 
 
 def _first_agent(captured: Iterable[_Captured]) -> str | None:

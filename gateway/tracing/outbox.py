@@ -8,6 +8,7 @@ in a thread.
 
 import asyncio
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import structlog
@@ -53,6 +54,8 @@ class OutboxWriter:
         self._wake = asyncio.Event()
         self._stopping = False
         self._stopped = False
+        # Of its own: tools that hang in the event loop's threads must not hold up the ledger.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -88,6 +91,7 @@ class OutboxWriter:
             log.error("traces lost at shutdown: the database did not take them in time", lost=len(self._buffer))
         finally:
             self._stopped = True
+            self._thread.shutdown(wait=False)
 
     async def _run(self) -> None:
         while True:
@@ -110,7 +114,7 @@ class OutboxWriter:
     async def _flush(self) -> None:
         batch = [self._buffer[index] for index in range(min(_BATCH, len(self._buffer)))]
         drops = dict(self._drops)
-        prepared = await asyncio.to_thread(self._prepare, batch)
+        prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, batch)
         await self._store(prepared, drops)
         for _ in batch:
             self._buffer.popleft()

@@ -1,4 +1,4 @@
-"""What the tests of runs share: the agents of `agents/`, what clients send and get, what is in the database."""
+"""What the tests of runs share: the agents of `desk/`, what clients send and get, what is in the database."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ def desk(make_settings: Callable[..., Settings], **overrides: object) -> Setting
     """Return settings that serve a clerk who has done nothing yet; keyword arguments override."""
     for name in [name for name in sys.modules if name.startswith(f"{_PLUGINS}.")]:
         del sys.modules[name]
-    folder = Path(__file__).parent / "agents"
+    folder = Path(__file__).parent / "desk"
     return make_settings(**{"agents_dir": folder, "default_agent": "clerk"} | overrides)
 
 

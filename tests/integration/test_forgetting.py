@@ -383,7 +383,7 @@ HANGING_ON_A_SESSION = {
     "VALUES (%(trace)s, %(key)s, %(session)s, 'completed', 'x', 'x')",
     "idempotency_keys": "(key_id, idempotency_key, request_hash, owner, process_id, session_id, answer, expires_at) "
     "VALUES (%(key)s, %(trace)s, 'x', 'o', 1, %(session)s, 'x', now() + interval '1 day')",
-    "session_waiters": "(session_id, owner, waiting_until) VALUES (%(session)s, 'o', now())",
+    "session_waiters": "(session_id, owner, process_id, waiting_until) VALUES (%(session)s, 'o', 0, now())",
     "runs": "(trace_id, session_id, key_id, agent, agent_version, status, offline, state, inclusion_probability, "
     "duration_ms, started_at) "
     "VALUES (%(trace)s, %(session)s, %(key)s, 'math', '1', 'ok', true, 'pending', 1, 1, now())",

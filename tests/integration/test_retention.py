@@ -93,7 +93,13 @@ async def test_what_is_older_than_its_session_was_used(pool, rows) -> None:
         ("erased_sessions", "erased_at", {"session_id": "s", "erasure_id": "er"}, "8 days", "6 days"),
         ("erasures", "done_at", {"erasure_id": "e", "sessions": "[]", "trace_ids": "[]", "removed": "{}"},
          "31 days", "29 days"),
-        ("session_waiters", "waiting_until", {"session_id": "s", "owner": "o"}, "61 seconds", "59 seconds"),
+        (
+            "session_waiters",
+            "waiting_until",
+            {"session_id": "s", "owner": "o", "process_id": 0},
+            "61 seconds",
+            "59 seconds",
+        ),
     ],
 )  # fmt: skip
 async def test_what_has_a_time_of_its_own(pool, rows, table, column, template, old, new) -> None:

@@ -61,9 +61,9 @@ async def say(client: Any, session: str, text: str, **fields: object) -> dict[st
     return (await client.post("/invocations", json=body)).json()
 
 
-async def aside(request: Coroutine[Any, Any, Any]) -> Any:
-    """Send a request from a thread: the client would hold up this loop, and the evaluator in it, until its answer."""
-    return (await asyncio.to_thread(asyncio.run, request)).json()
+async def answer_of(request: Coroutine[Any, Any, Any]) -> Any:
+    """Return the JSON of an answer."""
+    return (await request).json()
 
 
 async def until(client: Any, path: str, met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -145,8 +145,8 @@ async def test_forgetting_waits_for_mlflow_and_says_what_was_removed(
         answer = await say(client, session, "12 + 30")
         await until(client, f"/v1/sessions/{session}", lambda answer: answer["turns"][0]["state"] == "scored")
         [(scores,)] = rows("SELECT count(*) FROM scores")
-        forgotten = await aside(client.delete(f"/v1/sessions/{session}"))
-        again = await aside(client.delete(f"/v1/sessions/{session}"))
+        forgotten = await answer_of(client.delete(f"/v1/sessions/{session}"))
+        again = await answer_of(client.delete(f"/v1/sessions/{session}"))
         gone = await client.get(f"/v1/sessions/{session}")
         assert await asyncio.to_thread(store.read_traces, [answer["trace_id"]]) == []
     assert forgotten["status"] == "done"
@@ -176,7 +176,7 @@ async def test_forgetting_without_an_evaluator_is_pending_until_there_is_one(
         pending = (await client.delete("/v1/users/ann")).json()
         still = (await client.delete("/v1/users/ann")).json()
         async with evaluating():
-            done = await aside(client.delete("/v1/users/ann"))
+            done = await answer_of(client.delete("/v1/users/ann"))
     assert (pending["status"], pending["removed"]["sessions"]) == ("pending", 1)
     assert still["status"] == "pending"
     assert done["status"] == "done"
@@ -200,9 +200,9 @@ async def test_a_run_under_way_is_ended_and_stores_nothing(serve, make_settings,
             await say(client, session, "Hello")
             slow = True
             body = {"agent": "math", "input": "Hello again", "session_id": session}
-            running = asyncio.create_task(aside(client.post("/invocations", json=body)))
+            running = asyncio.create_task(answer_of(client.post("/invocations", json=body)))
             await asked.wait()
-            forgotten = await aside(client.delete(f"/v1/sessions/{session}"))
+            forgotten = await answer_of(client.delete(f"/v1/sessions/{session}"))
             ended = await running
     assert forgotten["removed"]["turns"] == 1
     assert ended["error_code"] == "RUN_CANCELLED"

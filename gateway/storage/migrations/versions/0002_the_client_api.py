@@ -151,6 +151,7 @@ def upgrade() -> None:
         sa.Column("ticket", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("session_id", sa.Text(), nullable=False),
         sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("process_id", sa.Integer(), nullable=False),
         sa.Column("waiting_until", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("ticket", name=op.f("pk_session_waiters")),
     )
