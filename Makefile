@@ -15,8 +15,8 @@ demo: .venv/installed ## start everything, send sample conversations, show their
 serve: .venv/installed ## start everything, with no sample traffic
 	@$(BIN)/gateway serve
 
-test: .venv/installed-dev ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed-dev ## the whole test suite, on two cores; ARGS="-n 0 tests/unit" for a part of it on one
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -414,7 +414,7 @@ def test_a_cancelled_response(client: OpenAI, model: Model, stream: bool) -> Non
         ({"max_tool_calls": 1}, openai.BadRequestError, "invalid_parameter_value", "max_tool_calls"),
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "invalid_parameter_value", "tools[0].type"),
         ({"input": [{"role": "robot"}]}, openai.BadRequestError, "invalid_parameter_value", "input[0].role"),
-        ({"previous_response_id": "resp_0"}, openai.NotFoundError, "response_not_found", None),
+        ({"previous_response_id": "resp_0"}, openai.NotFoundError, "response_not_found", "previous_response_id"),
     ],
 )
 def test_errors_are_the_clients_own(client: OpenAI, asked: Any, error: Any, code: str, param: str | None) -> None:
@@ -663,7 +663,7 @@ def test_every_name_of_a_session(http: httpx.Client) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_request_that_is_sent_twice(http: httpx.Client, path: str, stream: bool) -> None:
     """The same idempotency key gets the same bytes under the same headers, and the turn is there once."""
-    session = f"twice-{path}-{stream}"
+    session = f"twice{path.replace('/', '-')}-{stream}"
     http.post("/invocations", json={"input": "1 + 0", "session_id": session})
     body = {"input": "double that", "session_id": session, "stream": stream}
     first, second = (http.post(path, json=body, headers={"Idempotency-Key": session}) for _ in range(2))
