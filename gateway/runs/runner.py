@@ -275,19 +275,17 @@ class AgentRunner:
                 session_id, key_id=request.key_id, last=follows, continues=request.answers_calls
             )
             return Turn(session_id, 0, owner, request.key_id, earlier)
+        key_id, user_id = request.key_id, active.capture.trace.user_id
         if follows is None:
-            return await stack.enter_async_context(
-                self._sessions.turn(
-                    session_id,
-                    owner,
-                    key_id=request.key_id,
-                    policy=self._settings.session_policy,
-                    continues=request.answers_calls,
-                )
+            policy = self._settings.session_policy
+            held = self._sessions.turn(
+                session_id, owner, key_id=key_id, policy=policy, continues=request.answers_calls, user_id=user_id
             )
-        turn = await stack.enter_async_context(
-            self._sessions.after(session_id, follows, owner, key_id=request.key_id, continues=request.answers_calls)
+            return await stack.enter_async_context(held)
+        held = self._sessions.after(
+            session_id, follows, owner, key_id=key_id, continues=request.answers_calls, user_id=user_id
         )
+        turn = await stack.enter_async_context(held)
         if turn.session_id != session_id:
             self._move(active, turn.session_id)
         return turn

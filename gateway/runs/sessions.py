@@ -109,6 +109,7 @@ class SessionStore:
         key_id: str = ANONYMOUS,
         policy: Policy = "enqueue",
         continues: bool = False,
+        user_id: str | None = None,
     ) -> AsyncIterator[Turn]:
         """Hold the session's turn; wait for it as long as the caller's own deadline allows.
 
@@ -120,19 +121,27 @@ class SessionStore:
             key_id: API key that the session belongs to, or will.
             policy: what to do while another holds the turn.
             continues: this turn answers tool calls or approvals of the one before, which it must see.
+            user_id: as stored; a new session is that user's from now on, so that it can be found and forgotten.
 
         Raises:
             SessionNotFound: the session belongs to another key.
             SessionBusy: the turn is taken and ``policy`` is ``reject``.
             RunCancelled: while this one waited, a newer request with ``policy`` ``interrupt`` came.
         """
-        async with self._held(session_id, owner, key_id, policy) as turn:
+        async with self._held(session_id, owner, key_id, policy, user_id=user_id) as turn:
             turn.earlier = await self._read(session_id, turn.number - 1, continues=continues)
             yield turn
 
     @asynccontextmanager
     async def after(
-        self, session_id: str, number: int, owner: str, *, key_id: str = ANONYMOUS, continues: bool = False
+        self,
+        session_id: str,
+        number: int,
+        owner: str,
+        *,
+        key_id: str = ANONYMOUS,
+        continues: bool = False,
+        user_id: str | None = None,
     ) -> AsyncIterator[Turn]:
         """Hold the turn that follows turn ``number``: the session's own if that was its last, else one of a fork.
 
@@ -143,9 +152,11 @@ class SessionStore:
                 turn.earlier = await self._read(session_id, number, continues=continues)
                 yield turn
                 return
-        earlier = await self._read(session_id, number, continues=continues)
-        async with self._held(f"s-{owner.removeprefix('tr-')}", owner, key_id, "enqueue") as fork:
-            fork.number, fork.earlier, fork.copied, fork.forked_from = number + 1, earlier, True, session_id
+        fork_id = f"s-{owner.removeprefix('tr-')}"
+        async with self._held(fork_id, owner, key_id, "enqueue", user_id=user_id, forked_from=session_id) as fork:
+            # Read once the fork is there: who forgets the session from now on finds the fork, and ends this run.
+            fork.earlier = await self._read(session_id, number, continues=continues)
+            fork.number, fork.copied, fork.forked_from = number + 1, True, session_id
             yield fork
 
     @asynccontextmanager
@@ -242,11 +253,14 @@ class SessionStore:
         )
 
     @asynccontextmanager
-    async def _held(self, session_id: str, owner: str, key_id: str | None, policy: Policy) -> AsyncIterator[Turn]:
+    async def _held(
+        self, session_id: str, owner: str, key_id: str | None, policy: Policy, **new: str | None
+    ) -> AsyncIterator[Turn]:
+        """Hold the turn; ``new`` is what a session that begins with it has from the start."""
         turn = None
         try:
             # Inside, since a cancelled statement may have taken the turn before its answer was read.
-            turns = await self._take(session_id, owner, key_id, _NO_TICKET)
+            turns = await self._take(session_id, owner, key_id, _NO_TICKET, **new)
             if turns is None:
                 turns = await self._queue(session_id, owner, key_id, policy)
             turn = Turn(session_id, turns + 1, owner, key_id or ANONYMOUS)
@@ -266,10 +280,18 @@ class SessionStore:
             if not turn.settled:
                 await self._give_back(session_id, owner)
 
-    async def _take(self, session_id: str, owner: str, key_id: str | None, ticket: int) -> int | None:
+    async def _take(
+        self,
+        session_id: str,
+        owner: str,
+        key_id: str | None,
+        ticket: int,
+        user_id: str | None = None,
+        forked_from: str | None = None,
+    ) -> int | None:
         """Take the turn if it is free and nobody waits before us; return how many turns there are already."""
         parameters = {"session": session_id, "owner": owner, "key": key_id, "hold": self._hold_s, "ticket": ticket}
-        parameters["process"] = self._signals.process_id
+        parameters |= {"process": self._signals.process_id, "user": user_id, "forked_from": forked_from}
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_TAKE if key_id else _TAKE_KNOWN, parameters)
             row = await cursor.fetchone()
@@ -384,8 +406,9 @@ _IS_FREE = f"""
                       AND (waiter.process_id = %(process)s OR waiter.process_id IN ({LIVING})))
 """
 _TAKE = f"""
-    INSERT INTO sessions (session_id, key_id, turn_owner, turn_process, turn_until)
-    VALUES (%(session)s, %(key)s, %(owner)s, %(process)s, now() + make_interval(secs => %(hold)s))
+    INSERT INTO sessions (session_id, key_id, user_id, forked_from, turn_owner, turn_process, turn_until)
+    VALUES (%(session)s, %(key)s, %(user)s, %(forked_from)s, %(owner)s, %(process)s,
+            now() + make_interval(secs => %(hold)s))
     ON CONFLICT (session_id) DO UPDATE SET turn_owner = excluded.turn_owner, turn_process = excluded.turn_process,
         turn_until = excluded.turn_until, interrupted = false
     WHERE sessions.key_id = excluded.key_id AND {_IS_FREE}

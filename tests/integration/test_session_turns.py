@@ -371,3 +371,16 @@ async def test_a_session_belongs_to_its_key(make_settings, rows) -> None:
         assert (await busy).status_code == 200
     assert rows("SELECT turns, turn_owner FROM sessions") == [(2, None)]
     assert rows("SELECT count(*) FROM runs") == [(2,)]
+
+
+async def test_a_session_is_known_by_its_user_and_origin_while_its_first_run_is_under_way(make_settings, rows) -> None:
+    """A new session and a fork are found by user and by origin before their first turn is stored."""
+    async with serving(desk(make_settings)) as client:
+        first = (await say(client, "one", user="ann")).json()
+        await say(client, "two", previous_response_id=first["id"])
+        fork = say(client, "wait", previous_response_id=first["id"], user="ann")
+        await begun()
+        found = rows("SELECT user_id, forked_from FROM sessions WHERE turns = 0")
+        clerk().gate.set()
+        await fork
+    assert found == [("ann", first["session_id"])]
