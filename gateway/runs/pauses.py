@@ -13,8 +13,9 @@ import msgspec
 from gateway.crypto import Cipher
 from gateway.errors import ApprovalNotFound, ApprovalUsed, InvalidRequest
 from gateway.runs.execution import Snapshot
+from gateway.runs.line import Statement
 from gateway.runs.requests import ApprovalAnswer, ApprovalRequest
-from gateway.runs.sessions import Statement, Turn
+from gateway.runs.sessions import Turn
 from gateway.storage.database import Pool
 
 _USED = "This approval was answered before, or the conversation went on without it; nothing was run."

@@ -9,8 +9,8 @@ import msgspec
 from gateway.crypto import Cipher
 from gateway.errors import InvalidRequest, ResponseNotFound
 from gateway.runs.history import as_input
+from gateway.runs.line import Statement
 from gateway.runs.requests import Run, RunRequest
-from gateway.runs.sessions import Statement
 from gateway.storage.database import Pool
 from gateway.storage.signals import LIVING
 

@@ -31,10 +31,11 @@ from gateway.plugins import AgentPlugin
 from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.execution import AgentExecutor, Outcome
 from gateway.runs.history import join, open_calls
+from gateway.runs.line import Statement
 from gateway.runs.pauses import PausedRuns
 from gateway.runs.requests import Run, RunRequest, RunResult, TokenUsage
 from gateway.runs.responses import ResponseStore, Status
-from gateway.runs.sessions import SessionStore, Statement, Turn
+from gateway.runs.sessions import SessionStore, Turn
 from gateway.settings import Settings
 from gateway.storage.signals import STOP_RESPONSE, STOP_RUN, Signals
 from gateway.tracing.capture import RunCapture, SpanCapture

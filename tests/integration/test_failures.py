@@ -312,7 +312,7 @@ async def test_nothing_leaks(make_settings, rows) -> None:
         before = asyncio.all_tasks()
         await asyncio.gather(*(one_of_many(client, number) for number in range(200)))
         state = client.app.state
-        assert (state.runner._active, state.sessions._sleepers, state.sessions._settling) == ({}, {}, set())
+        assert (state.runner._active, state.sessions._line._sleepers, state.sessions._line._settling) == ({}, {}, set())
         assert state.executor._capture._runs == {}
         async with asyncio.timeout(5):
             while left := asyncio.all_tasks() - before:

@@ -231,10 +231,10 @@ async def test_a_request_that_is_cancelled_at_any_moment_leaves_the_turn(process
             await asyncio.wait({taking})
         async with asyncio.timeout(2), store.turn("s", "last") as turn:
             assert turn.number == 1
-        assert not store._sleepers
+        assert not store._line._sleepers
         async with asyncio.timeout(5):
-            while store._settling:
-                await asyncio.wait(set(store._settling))
+            while store._line._settling:
+                await asyncio.wait(set(store._line._settling))
 
 
 async def test_a_turn_is_given_back_although_the_database_is_away(process, database_url) -> None:
