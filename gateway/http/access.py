@@ -46,6 +46,12 @@ def caller_of(connection: Connection) -> Caller:
     return caller
 
 
+def visible_key(connection: Connection) -> str | None:
+    """Return the key whose sessions and responses the caller sees; ``None``: those of all keys."""
+    caller = caller_of(connection)
+    return None if caller.may("admin") else caller.key_id
+
+
 def challenge(connection: Connection) -> dict[str, str]:
     """Return the headers of a 401: how a key can be sent.
 

@@ -63,7 +63,7 @@ class Batch:
             return await reply({"predictions": predictions}, claim)
         except BaseException:
             if claim is not None:
-                await asyncio.shield(claim.drop())
+                await claim.drop()
             raise
 
     def _prepared(self, row: Row) -> tuple[RunRequest, Form]:

@@ -9,7 +9,7 @@ from litestar.datastructures import State
 from litestar.params import Parameter
 
 from gateway.errors import AgentNotFound, InvalidRequest
-from gateway.http.access import caller_of
+from gateway.http.access import caller_of, visible_key
 from gateway.http.answers import ChatAnswer, ResponsesAnswer, failed_by_a_crash
 from gateway.http.bodies import ChatBody, ResponsesBody, convert, decode
 from gateway.http.requests import from_chat, from_responses
@@ -118,7 +118,7 @@ async def cancel_response(request: AppRequest, response_id: str) -> dict[str, An
 async def delete_response(request: AppRequest, response_id: str) -> dict[str, Any]:
     """Delete a stored response."""
     store: ResponseStore = request.app.state.responses
-    await store.delete(response_id, _key_id(request))
+    await store.delete(response_id, visible_key(request))
     return {"id": response_id, "object": "response", "deleted": True}
 
 
@@ -177,15 +177,9 @@ OPENAI_ROUTES = [
 ]
 
 
-def _key_id(request: AppRequest) -> str | None:
-    """Return the key whose responses the caller sees; ``None``: all."""
-    caller = caller_of(request)
-    return None if caller.may("admin") else caller.key_id
-
-
 async def _get(request: AppRequest, response_id: str) -> StoredResponse:
     store: ResponseStore = request.app.state.responses
-    return await store.get(response_id, _key_id(request))
+    return await store.get(response_id, visible_key(request))
 
 
 def _shown(found: StoredResponse) -> dict[str, Any]:

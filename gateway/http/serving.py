@@ -10,7 +10,6 @@ import msgspec
 from litestar import Request, Response
 
 from gateway.errors import (
-    GatewayError,
     PermissionDenied,
     RequestTimedOut,
     RunCancelled,
@@ -127,7 +126,7 @@ class Service:
             return await self._complete(request, active, form, claim)
         except BaseException:
             if claim is not None:
-                await asyncio.shield(claim.drop())
+                await claim.drop()
             raise
 
     @asynccontextmanager
@@ -160,11 +159,12 @@ class Service:
         media_type = headers.pop("content-type", "application/json")
         return Response(found.body, status_code=found.status, headers=headers, media_type=media_type)
 
-    async def wait(self, request: Request[Any, Any, Any], active: ActiveRun) -> RunResult:
-        """Wait for a run; if the client leaves meanwhile, do what ``GATEWAY_ON_DISCONNECT`` says."""
+    @asynccontextmanager
+    async def _attended(self, request: Request[Any, Any, Any], active: ActiveRun) -> AsyncIterator[None]:
+        """Within the block, do what ``GATEWAY_ON_DISCONNECT`` says if the client leaves, and end the run if we stop."""
         try:
             async with watch(request.receive, lambda: self._client_left(active)):
-                return await active.result()
+                yield
         except asyncio.CancelledError:
             active.cancel(ServiceUnavailable(STOPPING))
             raise
@@ -172,7 +172,10 @@ class Service:
     async def _complete(
         self, request: Request[Any, Any, Any], active: ActiveRun, form: Form, claim: Claim | None
     ) -> Response[bytes]:
-        result = None if active.request.background else await self.wait(request, active)
+        result = None
+        if not active.request.background:
+            async with self._attended(request, active):
+                result = await active.result()
         body = form.json(active.run, result)
         if request.headers.get(RETURN_TRACE_HEADER, "").lower() == "true":
             body["metadata"] = {**(body.get("metadata") or {}), "trace_id": active.run.trace_id}
@@ -195,14 +198,11 @@ class Service:
     async def _begun(self, request: Request[Any, Any, Any], active: ActiveRun) -> None:
         """Wait until the run has its session's turn; what goes wrong before that is answered with its own status."""
         try:
-            async with watch(request.receive, lambda: self._client_left(active)):
+            async with self._attended(request, active):
                 async with asyncio.timeout(min(_LONGEST_HEADERLESS_S, self._settings.stream_keepalive_s)):
                     await active.begun.wait()
         except TimeoutError:
             return
-        except asyncio.CancelledError:
-            active.cancel(ServiceUnavailable(STOPPING))
-            raise
         if active.done and not active.took_turn:
             await active.result()
 
@@ -224,7 +224,7 @@ async def reply(body: dict[str, Any], claim: Claim | None, active: ActiveRun | N
     headers = _session_header(active) if active else {}
     if claim is not None:
         answer = StoredAnswer(200, {"content-type": "application/json", **headers}, encoded)
-        await asyncio.shield(claim.store(answer, active.capture.trace.session_id if active else None))
+        await claim.store(answer, active.capture.trace.session_id if active else None)
     return Response(encoded, media_type="application/json", headers=headers)
 
 
@@ -264,8 +264,4 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
 
 def stored(wanted: RunRequest, answer: ResponsesAnswer) -> RunRequest:
     """Return the request with its response to be stored."""
-
-    def render(run: Run, outcome: RunResult | GatewayError | None) -> dict[str, Any]:
-        return answer.body(run, outcome)
-
-    return replace(wanted, render=render)
+    return replace(wanted, render=answer.body)

@@ -14,7 +14,7 @@ from procrastinate import App
 from psycopg.rows import dict_row
 
 from gateway.errors import SessionBusy, SessionNotFound
-from gateway.http.access import caller_of
+from gateway.http.access import visible_key
 from gateway.runs.sessions import SessionStore, StoredTurn
 from gateway.storage.database import Pool
 from gateway.storage.erasure import Erasure, Subject, find_erasure, forget, last_erasure, sessions_of
@@ -218,18 +218,12 @@ async def forget_user(request: AppRequest, user_id: str) -> Forgotten:  # noqa: 
     """Forget a user; raise `SessionBusy`."""
     redactor: Redactor = request.app.state.redactor
     given = unquote(request.scope["raw_path"].decode().partition("/v1/users/")[2])
-    return await _forget(request, Subject(user_id=redactor.identifier(given, "user"), key_id=_key(request)))
+    return await _forget(request, Subject(user_id=redactor.identifier(given, "user"), key_id=visible_key(request)))
 
 
 def _session(request: AppRequest, session_id: str) -> Subject:
     redactor: Redactor = request.app.state.redactor
-    return Subject(session_id=redactor.identifier(session_id, "session"), key_id=_key(request))
-
-
-def _key(request: AppRequest) -> str | None:
-    """Return the API key that all must belong to; ``None`` if the caller may see everybody's."""
-    caller = caller_of(request)
-    return None if caller.may("admin") else caller.key_id
+    return Subject(session_id=redactor.identifier(session_id, "session"), key_id=visible_key(request))
 
 
 async def _forget(request: AppRequest, subject: Subject) -> Forgotten:
