@@ -42,6 +42,7 @@ MLFLOW_DEFAULTS = {
 
 
 _DATASET_NAME = re.compile(r"[\w .-]{1,200}")
+_FIELD_NAMED = re.compile(r'field "(\w+)"')
 
 
 class ScorerRule(BaseModel):
@@ -65,6 +66,22 @@ class ScorerRule(BaseModel):
         if value and not _DATASET_NAME.fullmatch(value):
             raise ValueError("a dataset's name has letters, digits, blanks, dots, dashes and underscores only")
         return value or None
+
+
+TailRule = Literal["error", "tool_error", "guardrail", "slow", "asked"]
+"""What keeps a conversation whatever the sampling says: a run failed, a tool failed, a guardrail tripped, a run was
+slower than its bound, the client asked for it by a header."""
+
+
+class AgentRule(BaseModel):
+    """What is different for one agent: an ``[agents.<name>]`` table of ``gateway.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample_rate: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Share of its sessions whose traces are kept; ``None``: what ``GATEWAY_SAMPLE_RATE`` says."""
+    slow_s: float | None = Field(default=None, gt=0)
+    """Seconds from which on a run of it counts as slow; ``None``: what ``GATEWAY_TAIL_SLOW_S`` says."""
 
 
 class Settings(BaseSettings):
@@ -160,12 +177,33 @@ class Settings(BaseSettings):
     """Days after its last use that a session is deleted, with its stored responses and paused runs."""
 
     # Tracing
+    tracing: bool = True
+    """Capture traces at all. Off, runs are served and counted (``sampled_out``), and nothing is captured."""
     sample_rate: float = Field(default=1.0, ge=0.0, le=1.0)
-    """Share of sessions whose traces are kept; a session is kept or dropped whole."""
-    trace_flush_s: float = Field(default=0.1, gt=0)
-    """Seconds between two hand-overs of finished traces to Postgres: what a ``kill -9`` can lose."""
+    """Share of sessions whose traces are kept; a session is kept or dropped whole. May change while running."""
+    tail_rules: tuple[TailRule, ...] = ("error", "tool_error", "guardrail", "slow", "asked")
+    """What keeps a conversation whatever the sampling says. May change while running."""
+    tail_slow_s: float = Field(default=30.0, gt=0)
+    """Seconds from which on a run counts as slow for the tail rules. May change while running."""
+    hold_s: float = Field(default=300.0, ge=0)
+    """Seconds after its last turn for which a conversation that is not sampled is held, in case a later turn meets a
+    tail rule; 0: a rule keeps only the turns from its own on. As long as the quiet period that ends a conversation."""
+    hold_max_bytes: int = Field(default=1_000_000_000, ge=0)
+    """Bytes of traces held in Postgres at the most; beyond it, the oldest conversations are let go."""
+    trace_flush_s: float = Field(default=0.05, gt=0)
+    """Seconds between two hand-overs of finished traces to Postgres: with the hand-over itself, 100 ms is what a
+    ``kill -9`` can lose."""
     trace_buffer_count: int = Field(default=10_000, ge=1)
-    """Finished traces that wait in memory at the most, then new ones are dropped and counted. About 100 MB."""
+    """Finished traces that wait in memory at the most; beyond it they go to the spill file."""
+    trace_buffer_bytes: int = Field(default=100_000_000, ge=1)
+    """Bytes of finished traces that wait in memory at the most; beyond it they go to the spill file."""
+    spill_max_bytes: int = Field(default=1_000_000_000, ge=0)
+    """Bytes of one web process' spill file in ``GATEWAY_HOME`` at the most; beyond it traces are dropped and counted.
+    Some hours of a busy process without its database."""
+    redact_patterns: dict[str, str] = Field(default_factory=dict)
+    """What else is redacted: RE2 expressions by the kind that stands in the placeholder."""
+    agents: dict[str, AgentRule] = Field(default_factory=dict)
+    """Rules by agent name. May change while running."""
 
     # Evaluation
     mlflow_tracking_uri: str | None = None
@@ -174,6 +212,17 @@ class Settings(BaseSettings):
     """Address of MLflow's UI, for links and the health check. ``None``: our own server."""
     mlflow_experiment: str = "agent-gateway"
     """MLflow experiment that the traces go to."""
+    otlp_endpoint: str | None = None
+    """URL that kept traces are sent to as well, by OTLP over HTTP (``http://host:4318/v1/traces``). ``None``: none."""
+    otlp_headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Headers of these requests: a collector's key, for example."""
+    ner: Literal["presidio"] | None = None
+    """Find names of people and places too, in the evaluator, before anything reaches MLflow; wants the extra ``ner``.
+    ``None``: patterns only."""
+    ner_model: str = "en_core_web_sm"
+    """Model of spaCy by which they are found: an installed package, or a folder."""
+    sweep_after_s: float = Field(default=3600.0, gt=0)
+    """Seconds after which a run that is pending, and that nobody works on, is brought to the state that is true."""
     quiet_period_s: float = Field(default=300.0, gt=0)
     """Seconds without a new turn after which a conversation counts as ended and is scored."""
     evaluator_batch: int = Field(default=50, ge=1, le=500)
@@ -269,8 +318,11 @@ def load_settings() -> Settings:
         raise ConfigurationError(
             "The settings are not valid (environment, then " + str(path) + "):\n" + "\n".join(problems)
         ) from None
-    except SettingsError as error:  # the one table among the settings, as an environment variable
-        raise ConfigurationError(f"GATEWAY_SCORERS is not valid JSON: {error.__cause__}") from None
+    except SettingsError as error:  # one of the tables and lists among the settings, as an environment variable
+        name = _FIELD_NAMED.search(str(error))
+        raise ConfigurationError(
+            f"{ENV_PREFIX}{name.group(1).upper() if name else 'SCORERS'} is not valid JSON: {error.__cause__}"
+        ) from None
     except ValueError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
 
@@ -280,8 +332,8 @@ def _setting_name(location: tuple[int | str, ...]) -> str:
     if not location:
         return "settings"
     first, *rest = [str(part) for part in location]
-    if rest and first == "scorers":
-        return f"[scorers.{rest[0]}] {' '.join(rest[1:])}".rstrip()
+    if rest and first in {"scorers", "agents"}:
+        return f"[{first}.{rest[0]}] {' '.join(rest[1:])}".rstrip()
     return first if first.isupper() else f"{ENV_PREFIX}{first.upper()}"
 
 

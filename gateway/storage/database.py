@@ -1,6 +1,10 @@
 """Connections and migrations."""
 
+import select
+import time
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from alembic import command
@@ -17,10 +21,15 @@ Connection = psycopg.AsyncConnection[tuple[object, ...]]
 Pool = AsyncConnectionPool[Connection]
 
 
+_TRUSTED_S = 2.0  # a server that is gone without a word, as when a cable is cut, is noticed after this
+
+
 class _PatientPool(AsyncConnectionPool[Connection]):
     """Tells a database that is away from one that is busy: while connections come back, one is worth waiting for."""
 
     _came_back = 0
+    _used_at: ClassVar[WeakKeyDictionary[Connection, float]] = WeakKeyDictionary()
+    """When each connection came back, by the monotonic clock; a dictionary since connections have no such attribute."""
 
     async def getconn(self, timeout: float | None = None) -> Connection:  # noqa: ASYNC109 - as psycopg has it
         """Return a connection; raise ``PoolTimeout`` if none came back meanwhile, or if a time was given."""
@@ -35,7 +44,15 @@ class _PatientPool(AsyncConnectionPool[Connection]):
     async def putconn(self, conn: Connection) -> None:
         """Take a connection back."""
         self._came_back += not conn.closed
+        self._used_at[conn] = time.monotonic()
         await super().putconn(conn)
+
+    @classmethod
+    async def check_connection(cls, conn: Connection) -> None:
+        """Raise if the connection is lost. One that was used just now is asked of the kernel, not of the server."""
+        idle_s = time.monotonic() - cls._used_at.get(conn, 0.0)
+        if idle_s > _TRUSTED_S or _has_something_to_say(conn):
+            await super().check_connection(conn)
 
 
 _MIGRATION_LOCK = 0x6167_7467  # any constant of ours: one process migrates, the others wait for it
@@ -78,9 +95,16 @@ def open_pool(url: str, *, max_size: int, name: str) -> Pool:
         name=name,
         kwargs={"application_name": f"gateway-{name}"},
         configure=_autocommit,  # not by `kwargs`: Procrastinate passes them on beside an autocommit of its own
-        check=AsyncConnectionPool.check_connection,
+        check=_PatientPool.check_connection,
         open=False,
     )
+
+
+def _has_something_to_say(connection: Connection) -> bool:
+    """Whether the server sent something that nobody asked for: mostly that it has closed the connection."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _autocommit(connection: Connection) -> None:

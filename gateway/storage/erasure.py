@@ -126,7 +126,7 @@ async def _remove(connection: Connection, scope: _Scope) -> dict[str, int]:
         "mlflow_traces": 0,
         "dataset_rows": 0,
     }
-    for statement in (_ERASED_RUNS, _WAITERS, _ANSWERS, _CONVERSATIONS):
+    for statement in (_TO_OTLP, _ERASED_RUNS, _SAMPLED, _WAITERS, _ANSWERS, _CONVERSATIONS):
         await rows(statement)
     return removed
 
@@ -177,7 +177,8 @@ _FAMILY = f"""
     SELECT session_id FROM family ORDER BY session_id
 """
 _RUNS = f"""
-    SELECT trace_id, state NOT IN ('sampled_out', 'redaction_blocked', 'dropped') FROM runs
+    SELECT trace_id, state NOT IN ('sampled_out', 'redaction_blocked', 'dropped')
+           AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id AND held) FROM runs
     WHERE state <> 'erased' AND (session_id = ANY(%(sessions)s) OR session_id = ANY(%(named)s) AND {_MINE})
 """
 _COUNT_TURNS = "SELECT count(*) FROM session_turns WHERE session_id = ANY(%(sessions)s)"
@@ -193,7 +194,14 @@ _ERASED_RUNS = """
 """
 _RESPONSES = f"DELETE FROM responses WHERE session_id = ANY(%(places)s) AND {_MINE}"
 _WAITING = "DELETE FROM outbox WHERE trace_id = ANY(%(traces)s) AND claimed_by IS NULL"
+# What was sent to the second destination cannot be called back.
+_TO_OTLP = "DELETE FROM otlp_outbox WHERE trace_id = ANY(%(traces)s)"
 _CLAIMED = "UPDATE outbox SET payload = '', retry_at = now() WHERE trace_id = ANY(%(traces)s)"
+# Once the runs have no session any more; another key's runs of that id may have decided it too.
+_SAMPLED = """
+    DELETE FROM sampled_sessions AS sampled WHERE session_id = ANY(%(places)s)
+      AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.session_id = sampled.session_id)
+"""
 _SCORES = "DELETE FROM scores WHERE trace_id = ANY(%(traces)s) OR session_id = ANY(%(places)s)"
 _WAITERS = "DELETE FROM session_waiters WHERE session_id = ANY(%(sessions)s)"
 # The answer to a batch tells of many sessions and names none: all batches of the keys that took part go.

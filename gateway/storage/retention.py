@@ -102,15 +102,25 @@ def _delete(table: str, condition: str) -> str:
     """
 
 
+# What MLflow's tags are still to say of a session, and what may become of the turns that are held, is yet to be read.
+_SETTLED = """(promoted_at IS NULL OR projected_at IS NOT NULL) AND NOT EXISTS (
+    SELECT 1 FROM runs JOIN outbox USING (trace_id) WHERE held AND runs.session_id = sampled_sessions.session_id)"""
+
 _STATEMENTS = (
     _SESSIONS,
     _delete("responses", "created_at < now() - %(keep)s"),
     _delete("paused_runs", "created_at < now() - %(keep)s"),
+    _delete("sampled_sessions", f"last_run_at < now() - %(keep)s AND {_SETTLED}"),
     _delete("idempotency_keys", "expires_at < now()"),
     _delete("erased_sessions", f"erased_at < now() - interval '{_ERASED_KEPT}'"),
     _delete("erasures", f"done_at < now() - interval '{_ERASURES_KEPT}'"),
     _delete("session_waiters", "waiting_until < now() - interval '1 minute'"),
     _delete("key_slots", f"process_id NOT IN ({LIVING})"),
-    # Not at once: a process registers a moment before it takes the lock by which it shows that it lives.
-    _delete("web_processes", f"started_at < now() - interval '1 day' AND process_id NOT IN ({LIVING})"),
+    # Not at once: a process registers a moment before it takes the lock by which it shows that it lives. Nor before its
+    # counters are settled: the ledger names the host that is to do it.
+    _delete(
+        "web_processes",
+        f"started_at < now() - interval '1 day' AND process_id NOT IN ({LIVING})"
+        "AND process_id NOT IN (SELECT process_id FROM run_counts WHERE closed_at IS NULL)",
+    ),
 )

@@ -11,7 +11,10 @@
 ``erasures``, ``erased_sessions`` what was asked to be forgotten, and what was removed
 ``runs``                          the ledger: one row a run, its state, never its text
 ``run_drops``                     runs of which not even a row could be kept, counted
-``outbox``                        finished traces (redacted, encrypted) on their way to MLflow
+``run_counts``                    runs that each web process began to serve, counted apart from the rows
+``sampled_sessions``              whether a session is kept, decided at its first turn, and the tail rules it met
+``outbox``                        finished traces (redacted, encrypted) on their way to MLflow, or held
+``otlp_outbox``                   the same, on their way to the second destination
 ``conversations``                 when a conversation is due to be scored
 ``scores``                        every score, the truth of which MLflow's assessments are the projection
 ``dataset_rows``                  what went into which dataset, once each
@@ -275,8 +278,13 @@ runs = Table(
     Column("inclusion_probability", Double, nullable=False),
     _time("started_at", default_now=False),
     Column("duration_ms", Double, nullable=False),
+    Column(
+        "kept_because", JSONB, nullable=False, server_default="[]", comment="list: sampled, and the tail rules it met"
+    ),
+    Column("process_id", Integer, comment="web process that served it; NULL: an earlier version did"),
     Column("scored_by", Integer, nullable=False, server_default="0", comment="scorers that gave a verdict"),
     _time("updated_at"),
+    _time("swept_at", nullable=True),
     CheckConstraint(f"state IN ({', '.join(repr(state) for state in RUN_STATES)})", name="state"),
     Index("ix_runs_started_at", "started_at"),
     Index("ix_runs_session", "session_id", "started_at"),
@@ -291,8 +299,42 @@ run_drops = Table(
     Column("agent", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("count", Integer, nullable=False),
+    Column("process_id", Integer, comment="web process that served them"),
     _time("noted_at"),
     Index("ix_run_drops_noted_at", "noted_at"),
+)
+
+# Written from counters that the web processes keep apart from the rows, so that what a crash took is seen.
+run_counts = Table(
+    "run_counts",
+    metadata,
+    Column("process_id", Integer, primary_key=True),
+    Column("agent", Text, primary_key=True),
+    Column("served", BigInteger, nullable=False, comment="runs that the process has begun to serve"),
+    Column("unsettled", BigInteger, nullable=False, server_default="0", comment="those under way, or on the way here"),
+    _time("counted_at"),
+    # When the process was gone and its counters were settled for good.
+    _time("closed_at", nullable=True),
+)
+
+# What was decided of a session at its first turn, and what later turns made of it.
+sampled_sessions = Table(
+    "sampled_sessions",
+    metadata,
+    Column("session_id", Text, primary_key=True),
+    Column("rate", Double, nullable=False, comment="rate by which the first turn was drawn"),
+    Column("kept", Boolean, nullable=False, comment="the draw keeps it"),
+    Column("rules", JSONB, nullable=False, server_default="[]", comment="list of the tail rules that its turns met"),
+    _time("promoted_at", nullable=True),
+    # When MLflow's tags said so; NULL: there is nothing to say, or it is still to be done.
+    _time("projected_at", nullable=True),
+    _time("last_run_at"),
+    Index("ix_sampled_sessions_last_run_at", "last_run_at"),
+    Index(
+        "ix_sampled_sessions_unprojected",
+        "promoted_at",
+        postgresql_where=text("promoted_at IS NOT NULL AND projected_at IS NULL"),
+    ),
 )
 
 outbox = Table(
@@ -301,13 +343,27 @@ outbox = Table(
     Column("trace_id", Text, ForeignKey("runs.trace_id", ondelete="CASCADE"), primary_key=True),
     Column("position", BigInteger, Identity(), nullable=False),
     Column("payload", LargeBinary, nullable=False, comment="redacted, encrypted trace (gateway.tracing.spans)"),
+    Column("held", Boolean, nullable=False, server_default=text("false"), comment="not sampled: waits for a tail rule"),
     # The evaluator that works on it. A claim counts only while that evaluator holds its advisory lock.
     Column("claimed_by", Integer),
     Column("attempts", Integer, nullable=False, server_default="0", comment="claims"),
     Column("refusals", Integer, nullable=False, server_default="0", comment="failures while MLflow was well"),
     _time("retry_at"),
     _time("created_at"),
-    Index("ix_outbox_position", "position"),
+    Index("ix_outbox_position", "position", postgresql_where=text("NOT held")),
+    Index("ix_outbox_held", "position", postgresql_where=text("held")),
+)
+
+# Traces that MLflow has, on their way to the second destination: its outages are none of the first's.
+otlp_outbox = Table(
+    "otlp_outbox",
+    metadata,
+    Column("trace_id", Text, ForeignKey("runs.trace_id", ondelete="CASCADE"), primary_key=True),
+    Column("payload", LargeBinary, nullable=False, comment="as in the outbox"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _time("retry_at"),
+    _time("created_at"),
+    Index("ix_otlp_outbox_retry_at", "retry_at"),
 )
 
 conversations = Table(
