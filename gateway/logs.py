@@ -1,24 +1,29 @@
-"""Structured logs: one line an event on standard error, text for people, JSON for machines."""
+"""Structured logs: one line an event on standard error, text for people, JSON for machines.
+
+One choke point: `_Redacting` stands between every record, whoever logged it, and standard error. It redacts the
+finished line's parts, values of any kind at any depth and exceptions with their chains and source lines included. What
+it cannot redact is withheld, and a line says so.
+"""
 
 import logging
 import sys
-from collections.abc import Callable, MutableMapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, TextIO
 
 import structlog
 
+_DEPTH = 8  # deeper, a value in a log line is written as text
+_WITHHELD = "a log line was withheld: it could not be redacted"
+
 
 def configure_logging(level: str, redact: Callable[[str], str]) -> None:
-    """Send our logs and those of the libraries through one formatter.
+    """Send our logs, those of the libraries, warnings, and exceptions that nothing caught through one formatter.
 
     Args:
         level: least severe level that is written.
-        redact: applied to every string of every event, so that an exception's text cannot carry what a user typed.
+        redact: applied to every text of every event, so that no value or exception can carry what a user typed.
     """
-
-    def redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
-
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -34,16 +39,121 @@ def configure_logging(level: str, redact: Callable[[str], str]) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact_event, renderer],
-        )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.StackInfoRenderer(),
+            _redacted_event(redact),
+            renderer,
+        ],
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_Redacting(sys.stderr, formatter)]
     root.setLevel(level.upper())
+    _take_over_libraries()
     # Their ordinary traffic is not news: a line a request, a job or a poll would bury what is.
     for noisy in ("httpx", "httpx2", "httpcore", "alembic", "procrastinate", "mlflow", "openai", "psycopg.pool"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+    _log_what_nothing_caught()
+
+
+class _Redacting(logging.StreamHandler[TextIO]):
+    """Writes lines that the formatter redacted; if it fails, a line that says where, and nothing of the record."""
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter):
+        super().__init__(stream)
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or that it was withheld. Never raises: a log line is not worth a request."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - fails closed, whatever it was
+            # The logger's name and the place in the code are ours or a library's, never a user's.
+            where = f"{record.name.split('[')[0]}:{record.lineno}"
+            line = (
+                f'{{"event": "{_WITHHELD}", "level": "error", "where": "{where}", "error": "{type(error).__name__}"}}'
+            )
+        try:
+            self.stream.write(line + self.terminator)
+            self.flush()
+        except (OSError, ValueError):  # nobody reads standard error any more
+            pass
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Stay silent: the standard handler prints the record's message and arguments as they are."""
+
+
+def _take_over_libraries() -> None:
+    """Let what libraries log come to the root's handler only: one of their own would write it as it is."""
+    for name in list(logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if not isinstance(handler, logging.NullHandler):
+                logger.removeHandler(handler)
+                logger.propagate = True
+    # Writes the bare message of a record that finds no handler.
+    logging.lastResort = None
+
+
+def _log_what_nothing_caught() -> None:
+    """Log exceptions that end a thread or the process, or that Python could not raise, instead of printing them.
+
+    Those of tasks that nobody asked for come through logging anyway: asyncio's own handler logs them.
+    """
+    log = logging.getLogger("gateway.uncaught")
+
+    def in_main(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, KeyboardInterrupt(), None)
+        else:
+            log.critical("an exception ended the process", exc_info=(kind, error, trace))
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            # Named by its class: a thread's name may be made of what it works on.
+            log.error("an exception ended a thread", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+    def unraisable(args: Any) -> None:
+        if args.exc_value is not None:
+            log.error("an exception could not be raised", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+    sys.excepthook = in_main
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
+
+
+def _redacted_event(redact: Callable[[str], str]) -> Callable[[Any, str, MutableMapping[str, Any]], dict[str, Any]]:
+    """Return the processor that redacts an event's names and values, of any type and at any depth."""
+
+    def plain(value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int | float):
+            text = str(value)  # it may be a card's number, and as text it would be found
+            return value if redact(text) == text else redact(text)
+        if depth < _DEPTH and isinstance(value, Mapping):
+            return {redact(str(name)): named(str(name), item, depth + 1) for name, item in value.items()}
+        if depth < _DEPTH and isinstance(value, list | tuple | set | frozenset):
+            return [plain(item, depth + 1) for item in value]
+        if isinstance(value, bytes | bytearray | memoryview):
+            return redact(bytes(value).decode("utf-8", "replace"))
+        return redact(value if isinstance(value, str) else repr(value) if depth else str(value))
+
+    def named(name: str, item: Any, depth: int) -> Any:
+        """Redact a value in the light of its name: of ``password="x"``, the name gives away what ``x`` is."""
+        shown = plain(item, depth)
+        if isinstance(shown, str | int | float) and not isinstance(shown, bool):
+            label = name.replace("-", "_")
+            pair = f"{label}={shown}"
+            redacted = redact(pair)
+            if redacted != pair and redacted.startswith(f"{label}="):
+                return redacted[len(label) + 1 :]
+        return shown
+
+    def event_of(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+        return {redact(str(name)): named(str(name), value, 0) for name, value in event.items()}
+
+    return event_of
