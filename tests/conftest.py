@@ -1,6 +1,7 @@
 """Real parts, shared by the session: a Postgres, an MLflow database in it. Each test gets a database of its own."""
 
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         if name.startswith(("GATEWAY_", "OPENAI_", "MLFLOW_")) or name == "DATABASE_URL":
             monkeypatch.delenv(name)
     monkeypatch.setenv("GATEWAY_CONFIG", str(ROOT / "gateway.toml"))
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_as_it_was() -> Iterator[None]:
+    """Undo what a test, or an agent in it, has told MLflow for the whole process."""
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

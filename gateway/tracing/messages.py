@@ -14,7 +14,7 @@ def from_items(items: Any, instructions: str | None = None) -> list[dict[str, An
     if isinstance(items, str):
         return [*messages, {"role": "user", "content": items}]
     for raw in items:  # dicts, or objects of the SDK
-        item: Mapping[str, Any] = raw if isinstance(raw, Mapping) else raw.model_dump(exclude_none=True)
+        item: Mapping[str, Any] = raw if isinstance(raw, dict) else raw.model_dump(exclude_none=True)
         match item.get("type", "message"):
             case "message":
                 messages.append({"role": item.get("role", "assistant"), "content": text_of(item.get("content"))})

@@ -4,14 +4,27 @@ They know nothing of MLflow; `gateway.evaluation.export` turns them into MLflow'
 (W3C trace context): 32 hex digits a trace, 16 a span. MLflow's id of a trace is ``tr-`` and the 32 digits.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from gateway.storage.schema import ANONYMOUS
 
-SpanKind = Literal["AGENT", "CHAT_MODEL", "TOOL", "RETRIEVER", "HANDOFF", "GUARDRAIL", "CHAIN"]
-"""Span types as MLflow's UI and judges know them; ``CHAIN`` is any custom span of an agent's author."""
+SpanKind = Literal[
+    "AGENT",
+    "CHAT_MODEL",
+    "TOOL",
+    "RETRIEVER",
+    "HANDOFF",
+    "GUARDRAIL",
+    "CHAIN",
+    "LLM",
+    "EMBEDDING",
+    "RERANKER",
+    "PARSER",
+    "MEMORY",
+]
+"""Span types as MLflow's UI and judges know them; ``CHAIN`` is any other span of an agent's author."""
 
 
 class SpanError(msgspec.Struct, omit_defaults=True):
@@ -65,11 +78,33 @@ class Trace(msgspec.Struct, omit_defaults=True):
     """The client was gone before the run had ended."""
     key_id: str = ANONYMOUS
     """API key of the request. For the ledger alone: MLflow is not told."""
+    traceparent: str | None = None
+    """The caller's W3C header, if it sent a valid one: its trace goes on in this one."""
+    tracestate: str | None = None
+    """The header that came with it, as it came."""
+    tags: dict[str, str] = {}
+    """Set by a tool's author with ``mlflow.update_current_trace``, as is all below."""
+    metadata: dict[str, str] = {}
+    client_request_id: str | None = None
+    request_preview: str | None = None
+    response_preview: str | None = None
 
     @property
     def duration_ms(self) -> float:
         """Wall-clock duration of the run in milliseconds."""
         return (self.ended_ns - self.started_ns) / 1e6
+
+
+class Outcome(NamedTuple):
+    """What a finished trace says of its run: the grounds on which it may be worth keeping."""
+
+    failed: bool
+    """The run was not answered."""
+    tool_failed: bool
+    """A tool or retriever failed, or the model called one that is not there."""
+    guardrail_tripped: bool
+    """A guardrail of any kind stopped something."""
+    duration_s: float
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)

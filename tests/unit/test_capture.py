@@ -1,11 +1,8 @@
 """From the SDK's spans to one clean tree a run: the real runner, a scripted model, the real capture."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import agents as sdk
 import pytest
@@ -15,24 +12,16 @@ from agents import (
     InputGuardrailTripwireTriggered,
     RunConfig,
     Runner,
-    Usage,
     custom_span,
     function_tool,
     input_guardrail,
-    set_trace_processors,
 )
-from agents.testing import ScriptedModel, assistant_message, function_call
-from agents.tracing import get_trace_provider
+from agents.testing import ScriptedModel, assistant_message
 
-from gateway.runs.models import TracedModel
 from gateway.tracing.capture import CHAT_TOOLS, MODEL, PROVIDER, TOKEN_USAGE, RunCapture, SpanCapture, assemble
-from gateway.tracing.spans import Span, SpanError, Trace, decode, encode
+from gateway.tracing.spans import SpanError, Trace, decode, encode
 
-
-@function_tool
-async def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
+from .recorded import Captured, add, asks, calculator, is_whole, record
 
 
 @function_tool
@@ -58,35 +47,13 @@ async def search(query: str) -> str:
         return "found"
 
 
-@dataclass
-class Captured:
-    """A run's trace, and how it ended."""
-
-    trace: Trace
-    error: BaseException | None
-
-    @property
-    def root(self) -> Span:
-        return self.trace.spans[0]
-
-    def of(self, kind: str) -> list[Span]:
-        return [span for span in self.trace.spans if span.kind == kind]
-
-    def shape(self) -> list[tuple[str, str, str | None]]:
-        """(kind, name, parent's name) of each span, in order."""
-        names = {span.span_id: span.name for span in self.trace.spans}
-        return [(s.kind, s.name, names[s.parent_id] if s.parent_id else None) for s in self.trace.spans]
-
-
 @pytest.fixture
 def capture() -> Iterator[SpanCapture]:
-    """The capture, as the only one that hears of spans."""
+    """The capture, installed as in the web process."""
     capture = SpanCapture()
-    # The SDK has one list of processors a process; other tests of the same session must find theirs again.
-    before = list(cast("Any", get_trace_provider())._multi_processor._processors)
-    set_trace_processors([capture])
+    capture.install()
     yield capture
-    set_trace_processors(before)
+    capture.uninstall()
 
 
 @pytest.fixture
@@ -94,67 +61,9 @@ def run(capture):
     """Run an agent on a script as the gateway does, and return its trace."""
 
     async def start(agent: Agent[Any], *steps: Any, question: str = "go", streamed: bool = False) -> Captured:
-        model = TracedModel(
-            ScriptedModel(steps, default_usage=Usage(input_tokens=7, output_tokens=3, total_tokens=10)),
-            "scripted",
-            "lab",
-        )
-        trace = Trace(
-            trace_id=f"tr-{uuid.uuid4().hex}", agent="calc", agent_version="v1", session_id="s-1", user_id=None,
-            offline=False, inclusion_probability=1.0, started_ns=time.time_ns(), ended_ns=0, spans=[],
-        )  # fmt: skip
-        items: list[Any] = [{"role": "user", "content": question}]
-        captured = RunCapture(trace, items, sampled=True)
-
-        def note(failure: Any) -> None:
-            capture.note_tool_error(failure.error)
-
-        config = RunConfig(
-            model=model,
-            trace_id=captured.sdk_trace_id,
-            tracing={"include_task_and_turn_spans": False},
-            tool_error_formatter=note,
-        )
-        capture.begin(captured)
-        error = None
-        try:
-            if streamed:
-                result = Runner.run_streamed(agent.clone(), items, run_config=config)
-                async for _ in result.stream_events():
-                    pass
-            else:
-                result = await Runner.run(agent.clone(), items, run_config=config)
-            captured.answer = str(result.final_output)
-        except Exception as raised:
-            error = raised
-            trace.error = SpanError(type(raised).__name__, str(raised))
-        capture.end(captured)
-        trace.ended_ns = time.time_ns()
-        return Captured(assemble(captured), error)
+        return await record(capture, agent, steps, question, streamed)
 
     return start
-
-
-def calculator(*tools: Any, **options: Any) -> Agent[Any]:
-    return Agent(name="Calculator", instructions="Add.", tools=list(tools or (add,)), **options)
-
-
-def asks(name: str, arguments: str = '{"a": 1, "b": 2}', call_id: str = "c1") -> Any:
-    return function_call(name, arguments, call_id=call_id)
-
-
-def is_whole(captured: Captured) -> bool:
-    """Whether the spans make one tree below one root, each within the run's time."""
-    spans = captured.trace.spans
-    ids = {span.span_id for span in spans}
-    return (
-        len(ids) == len(spans)
-        and [span.parent_id for span in spans].count(None) == 1
-        and spans[0].parent_id is None
-        and all(span.parent_id in ids for span in spans[1:])
-        and all(captured.trace.started_ns <= s.start_ns <= s.end_ns <= captured.trace.ended_ns for s in spans)
-        and all(len(span.span_id) == 16 for span in spans)
-    )
 
 
 SHAPE = [
@@ -285,7 +194,11 @@ async def test_custom_span(run):
     (tool,), (index,) = got.of("TOOL"), got.of("RETRIEVER")
     assert is_whole(got)
     assert index.parent_id == tool.span_id
-    assert (index.name, index.inputs, index.outputs) == ("index", {"query": "x"}, ["doc"])
+    assert (index.name, index.inputs, index.outputs) == (
+        "index",
+        {"query": "x"},
+        [{"page_content": "doc", "metadata": {}}],
+    )
 
 
 @pytest.mark.parametrize("streamed", [False, True])
