@@ -1,7 +1,9 @@
-"""From a run to a finished trace in the outbox, in the order of the files' use.
+"""From a run to a finished trace in the outbox, and to a state in the ledger.
 
-``sampling`` decides which sessions are kept, ``capture`` turns the SDK's spans into `spans.Trace`, ``redaction`` takes
-out what is personal or secret, ``outbox`` hands traces over to Postgres in batches, ``ledger`` names the states.
+In the order of the way: ``capture`` turns what happens in a run into `spans.Trace`, ``sampling`` decides which
+conversations are kept and why, ``redaction`` takes out what is personal or secret, ``handover`` brings runs to Postgres
+in batches. ``sweeper`` lets go of what was held in vain, ``ledger`` says what became of all runs, ``balance`` whether
+they add up.
 
 Nothing here makes a request wait: the event loop only ever appends to a list.
 """
