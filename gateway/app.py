@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import agents as sdk
 import httpx
 import structlog
 import uvicorn
@@ -25,9 +24,11 @@ from gateway.http.reference import reference, reference_file
 from gateway.http.serving import Service
 from gateway.http.sessions import end_session, forget_session, forget_user, get_session
 from gateway.plugins import load_agents
+from gateway.quality.ledger import ledger
 from gateway.quality.links import MlflowLinks
 from gateway.quality.page import ops_page
 from gateway.quality.rollups import quality
+from gateway.reloading import LiveSettings
 from gateway.runs.execution import AgentExecutor
 from gateway.runs.idempotency import IdempotencyStore
 from gateway.runs.pauses import PausedRuns
@@ -42,13 +43,19 @@ from gateway.storage.queue import open_queue
 from gateway.storage.retention import Retention
 from gateway.storage.signals import Signals
 from gateway.tracing.capture import SpanCapture
-from gateway.tracing.outbox import OutboxWriter
-from gateway.tracing.redaction import Redactor
+from gateway.tracing.handover.outbox import OutboxWriter, open_files
+from gateway.tracing.handover.preparing import Preparer
+from gateway.tracing.handover.recovery import Recovery
+from gateway.tracing.handover.settling import database_identity
+from gateway.tracing.handover.tally import Owner
+from gateway.tracing.redaction.redactor import Redactor
+from gateway.tracing.sweeper import Sweeper
 
 log = structlog.get_logger(__name__)
 
 _HOLD_MARGIN_S = 30.0  # beyond a run's own time limit, for its commit: then its owner must have died
 _CANCELLED_RUNS_S = 3.0  # for runs that were ended at the end of the grace period to give their turns back
+_RECOVERY_S = 2.0  # for what is being stored of earlier processes: the next start goes on where it was
 _HAND_OVER_S = 5.0  # for the last traces; with the above it stays below what the supervisor allows
 _THREADS = 64  # for tools that are plain functions: with asyncio's own few, slow ones would hold up everyone's
 
@@ -65,6 +72,7 @@ ROUTES = [
     health,
     versions,
     quality,
+    ledger,
     ops_page,
     openapi_document,
     reference,
@@ -100,9 +108,10 @@ class _WebProcess:
 
     def __init__(self, settings: Settings):
         self._settings = settings
+        self._live = LiveSettings(settings)
         self._keys = load_keys(settings)
         self._agents = load_agents(settings.agents_dir)
-        self._redactor = Redactor(self._keys.derive("redaction"))
+        self._redactor = Redactor(self._keys.derive("redaction"), settings.redact_patterns)
         self._capture = SpanCapture()
         self._executor = AgentExecutor(settings, self._agents, self._capture)
         url = database_url(settings)
@@ -120,9 +129,11 @@ class _WebProcess:
             await signals.start()
             stack.push_async_callback(signals.stop)
             client = await stack.enter_async_context(httpx.AsyncClient())
-            outbox = await self._outbox()
+            outbox, recovery = await self._outbox()
             outbox.start()
             stack.push_async_callback(outbox.stop, _HAND_OVER_S)
+            recovery.start()
+            stack.push_async_callback(recovery.stop, _RECOVERY_S)
             allowances = Allowances(
                 pool,
                 signals,
@@ -137,9 +148,12 @@ class _WebProcess:
             stack.push_async_callback(_end_runs, app)
             retention = asyncio.create_task(Retention(pool, days=settings.retention_days).run(), name="retention")
             stack.callback(retention.cancel)
-            # The SDK's own processor sends traces to OpenAI; ours takes its place.
-            sdk.set_trace_processors([self._capture])
-            sdk.set_tracing_disabled(False)
+            sweeping = asyncio.create_task(Sweeper(pool, self._live).run(), name="sweeper")
+            stack.callback(sweeping.cancel)
+            watching = asyncio.create_task(self._live.watch(), name="settings")
+            stack.callback(watching.cancel)
+            self._capture.install()
+            stack.callback(self._capture.uninstall)
             app.state.update({"settings": settings, "agents": self._agents, "executor": self._executor})
             app.state.update({"pool": pool, "responses": responses, "sessions": sessions})
             app.state.update({"redactor": self._redactor, "queue": self._queue})
@@ -149,17 +163,22 @@ class _WebProcess:
             app.state.mlflow_links = MlflowLinks(client, settings.mlflow_ui, settings.mlflow_experiment)
             yield
 
-    async def _outbox(self) -> OutboxWriter:
-        settings = self._settings
-        self._queue = await open_queue(self._pool)
-        return OutboxWriter(
-            self._pool,
-            self._queue,
-            self._redactor,
-            self._keys.outbox,
-            flush_s=settings.trace_flush_s,
-            buffer_count=settings.trace_buffer_count,
+    async def _outbox(self) -> tuple[OutboxWriter, Recovery]:
+        pool, live, cipher = self._pool, self._live, self._keys.outbox
+        self._queue = queue = await open_queue(pool)
+        folder = self._settings.home / "web"
+        owner = Owner(
+            process_id=self._signals.process_id,
+            database=await database_identity(pool),
+            host=socket.gethostname(),
+            started_ns=time.time_ns(),
+            agents=tuple(self._agents),
         )
+        max_bytes = self._settings.spill_max_bytes
+        tally, spill = await asyncio.to_thread(open_files, folder, owner, cipher, spill_max_bytes=max_bytes)
+        preparer = Preparer(self._redactor, cipher, live, process_id=owner.process_id)
+        outbox = OutboxWriter(pool, queue, preparer, tally, spill, live)
+        return outbox, Recovery(pool, queue, cipher, live, folder, owner.database)
 
     def _sessions(self) -> SessionStore:
         settings = self._settings
@@ -170,7 +189,7 @@ class _WebProcess:
 
     def _runner(self, sessions: SessionStore, responses: ResponseStore, outbox: OutboxWriter) -> AgentRunner:
         return AgentRunner(
-            self._settings,
+            self._live,
             self._keys,
             self._executor,
             sessions,

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.errors import GatewayError, RequestError, RunFailed, ServiceUnavailable
 from gateway.runs.requests import Run, RunRequest, RunResult
 from gateway.tracing.capture import RunCapture
+from gateway.tracing.sampling import Draw
 
 STOPPING = "The gateway is stopping. Send the request again."
 """What clients are told whose runs end since the process does."""
@@ -16,10 +17,11 @@ STOPPING = "The gateway is stopping. Send the request again."
 class ActiveRun:
     """A run under way, as its client sees it."""
 
-    def __init__(self, request: RunRequest, run: Run, capture: RunCapture):
+    def __init__(self, request: RunRequest, run: Run, capture: RunCapture, draw: Draw):
         self.request = request
         self.run = run
         self.capture = capture
+        self.draw = draw
         self.begun = asyncio.Event()
         """Set when the run has its session's turn, or has ended without it."""
         self.took_turn = False
@@ -78,6 +80,14 @@ class ActiveRun:
     def enter(self) -> None:
         """Begin, in the run's own task; raise `asyncio.CancelledError` if it was ended before."""
         self._entered = True
+        self.check()
+
+    def check(self) -> None:
+        """Raise `asyncio.CancelledError` if the run was ended and nothing came of it.
+
+        A cancellation that arrives in the moment in which what is waited for does, is lost on Python 3.11 where that
+        is waited for with ``wait_for``, as psycopg does.
+        """
         if self._reason is not None:
             raise asyncio.CancelledError
 

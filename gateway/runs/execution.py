@@ -1,6 +1,7 @@
 """One agent, one turn, in the SDK: no session, no store. What live runs and offline evaluation have in common."""
 
 import asyncio
+import copy
 import json
 import uuid
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from gateway.errors import (
     ToolTimeout,
 )
 from gateway.plugins import AgentPlugin
+from gateway.runs.identity import defer_identities
 from gateway.runs.items import ItemTranslator, output_items
 from gateway.runs.models import ChosenModel, choose_model, openai_provider
 from gateway.runs.requests import NO_OPTIONS, ApprovalAnswer, ApprovalRequest, RunOptions, TokenUsage
@@ -44,6 +46,7 @@ Emit = Callable[[dict[str, Any]], None]
 """Takes an item-level event of a stream (`gateway.runs.items`)."""
 
 _STOP_WAIT_S = 2.0  # for a tool that catches its cancellation; its session must not wait for it
+_WITH_USAGE = sdk.ModelSettings(include_usage=True)
 _MODEL_RETRY_S = 5.0  # what a client is told to wait when the model's provider did not say
 
 
@@ -78,10 +81,12 @@ class AgentExecutor:
 
     def __init__(self, settings: Settings, plugins: dict[str, AgentPlugin], capture: SpanCapture):
         """Choose each agent's model; raise `ConfigurationError` where there is none, or no such default agent."""
+        defer_identities()
         self._plugins = plugins
         provider = openai_provider(settings)
         self._models = {name: choose_model(plugin, settings.model, provider) for name, plugin in plugins.items()}
         self._capture = capture
+        self._configs = {name: self._template(name) for name in plugins}
         self._max_turns = settings.max_turns
         self._default = settings.default_agent or next(iter(plugins))
         self.plugin(None)  # a wrong GATEWAY_DEFAULT_AGENT must not wait for the first request
@@ -177,48 +182,56 @@ class AgentExecutor:
         config = self._config(plugin, run, options)
         context = None if isinstance(asked, RunState) else options.context
         try:
-            if emit is None:
-                result: Any = await Runner.run(
+            with self._capture.inside(run):
+                if emit is None:
+                    result: Any = await Runner.run(
+                        agent, asked, run_config=config, max_turns=self._max_turns, context=context
+                    )
+                    return _outcome(plugin, result, run.stem, options, before)
+                streamed = Runner.run_streamed(
                     agent, asked, run_config=config, max_turns=self._max_turns, context=context
                 )
-                return _outcome(plugin, result, run.stem, options, before)
-            streamed = Runner.run_streamed(agent, asked, run_config=config, max_turns=self._max_turns, context=context)
-            translator = ItemTranslator(run.stem, options.client_tools)
-            await _forward(streamed, translator, emit)
-            outcome = _outcome(plugin, streamed, run.stem, options, before)
-            for request in outcome.approvals:
-                for event in translator.add(_approval_item(plugin.name, request)):
-                    emit(event)
-            return replace(outcome, output=translator.output)
+                translator = ItemTranslator(run.stem, options.client_tools)
+                await _forward(streamed, translator, emit)
+                outcome = _outcome(plugin, streamed, run.stem, options, before)
+                for request in outcome.approvals:
+                    for event in translator.add(_approval_item(plugin.name, request)):
+                        emit(event)
+                return replace(outcome, output=translator.output)
         except Exception as error:
             failure = error if isinstance(error, RunError) else self._failure(error)
             log.warning("run failed", agent=plugin.name, trace_id=run.trace.trace_id, error=type(error).__name__)
             raise failure from error
 
     def _agent(self, plugin: AgentPlugin, options: RunOptions) -> sdk.Agent[Any]:
-        """Return a clone for one run: the SDK scans the runs in flight that share one Agent object."""
-        changes: dict[str, Any] = {}
+        """Return a copy for one run: the SDK scans the runs in flight that share one Agent object."""
+        # Not `clone`, which looks at every field again: they are those of an agent that was looked at.
+        agent = copy.copy(plugin.agent)
         if options.tools:
-            changes["tools"] = [*plugin.agent.tools, *options.tools]
-            changes["tool_use_behavior"] = _stop_at_client_tools(plugin.agent, options.client_tools)
+            agent.tools = [*plugin.agent.tools, *options.tools]
+            agent.tool_use_behavior = _stop_at_client_tools(plugin.agent, options.client_tools)
         if options.schema is not None:
-            changes["output_type"] = options.schema
-        return plugin.agent.clone(**changes)
+            agent.output_type = options.schema
+        return agent
 
-    def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions) -> RunConfig:
-        config = RunConfig(
-            model=self._models[plugin.name].model,
-            workflow_name=plugin.name,
-            trace_id=run.sdk_trace_id,
-            group_id=run.trace.session_id,
-            tracing_disabled=not run.sampled,
+    def _template(self, agent: str) -> RunConfig:
+        """Return what the runs of an agent have in common; made once, since to make it is a tenth of a run's work."""
+        return RunConfig(
+            model=self._models[agent].model,
+            workflow_name=agent,
             tracing={"include_task_and_turn_spans": False},
             trace_include_sensitive_data=True,  # redaction is ours, and comes before anything is written
             tool_error_formatter=self._note_tool_error,
         )
-        # Servers that speak Chat Completions leave the usage out of a stream unless they are asked for it. Set
-        # afterwards: as an argument it would be validated anew, which costs more than a millisecond.
-        config.model_settings = replace(options.settings or sdk.ModelSettings(), include_usage=True)
+
+    def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions) -> RunConfig:
+        config = copy.copy(self._configs[plugin.name])
+        config.trace_id, config.group_id = run.sdk_trace_id, run.trace.session_id
+        config.tracing_disabled = not run.sampled
+        # Servers that speak Chat Completions leave the usage out of a stream unless they are asked for it.
+        config.model_settings = _WITH_USAGE
+        if options.settings is not None:
+            config.model_settings = replace(options.settings, include_usage=True)
         return config
 
     def _failure(self, error: Exception) -> RunError:

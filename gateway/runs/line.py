@@ -8,7 +8,7 @@ queues in ``session_waiters``; the first in line is woken by a signal.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 import structlog
@@ -28,6 +28,15 @@ _TICKET_S = 5.0  # how long a waiter that no longer looks keeps its place
 _SETTLE_WAIT_S = 1.0  # with the database away the client is waiting for its 503
 _RETRY_S = 1.0
 _NO_TICKET = 2**62  # behind all who wait
+
+
+class Taken(NamedTuple):
+    """A session whose turn was taken."""
+
+    turns: int
+    """How many it has already."""
+    rate: float | None
+    """Rate by which its first turn was drawn for sampling; ``None``: it was not drawn yet."""
 
 
 class TurnLine:
@@ -53,7 +62,7 @@ class TurnLine:
         ticket: int = _NO_TICKET,
         user_id: str | None = None,
         forked_from: str | None = None,
-    ) -> int | None:
+    ) -> Taken | None:
         """Take the turn if it is free and nobody waits before us.
 
         Args:
@@ -65,17 +74,17 @@ class TurnLine:
             forked_from: origin of a session that begins with this.
 
         Returns:
-            How many turns there are already; ``None`` if the turn was not to be had.
+            ``None`` if the turn was not to be had.
         """
         parameters = {"session": session_id, "owner": owner, "key": key_id, "hold": self._hold_s, "ticket": ticket}
         parameters |= {"process": self._signals.process_id, "user": user_id, "forked_from": forked_from}
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_TAKE if key_id else _TAKE_KNOWN, parameters)
             row = await cursor.fetchone()
-        return None if row is None else int(row[0])  # type: ignore[call-overload]
+        return None if row is None else Taken(*row)  # type: ignore[arg-type]
 
-    async def queue(self, session_id: str, owner: str, key_id: str | None, policy: Policy) -> int:
-        """Wait in line for the turn; return how many turns there are.
+    async def queue(self, session_id: str, owner: str, key_id: str | None, policy: Policy) -> Taken:
+        """Wait in line for the turn, and take it.
 
         Raises:
             SessionNotFound: the session belongs to another key.
@@ -88,14 +97,15 @@ class TurnLine:
         first_in_line = self._sleepers[owner] = asyncio.Event()
         try:
             ticket = await self._draw_ticket(session_id, owner)
-            while (turns := await self.take(session_id, owner, key_id, ticket=ticket)) is None:
+            while (taken := await self.take(session_id, owner, key_id, ticket=ticket)) is None:
+                _check_cancelled()
                 if policy == "interrupt":  # each time, since the signal may have been missed
                     await self._interrupt(session_id, ticket)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(first_in_line.wait(), _LOOK_AGAIN_S)
                 first_in_line.clear()
                 await self._keep_place(ticket, key_id)
-            return turns
+            return taken
         finally:
             del self._sleepers[owner]
             await self.settle([(_LEAVE, {"session": session_id, "owner": owner})])
@@ -156,6 +166,12 @@ class TurnLine:
             first_in_line.set()
 
 
+def _check_cancelled() -> None:
+    """Raise the cancellation that psycopg has lost (see `gateway.runs.active.ActiveRun.check`): we would wait on."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _check_key(found: object, key_id: str | None) -> None:
     """Raise `SessionNotFound` if a session of key ``found`` (``None``: there is none) is not for ``key_id``."""
     if (found is None and key_id is None) or (found and key_id and found != key_id):
@@ -176,6 +192,7 @@ _IS_FREE = f"""
                       AND waiter.waiting_until > now()
                       AND (waiter.process_id = %(process)s OR waiter.process_id IN ({LIVING})))
 """
+_RATE = "(SELECT rate FROM sampled_sessions AS sampled WHERE sampled.session_id = %(session)s)"
 _TAKE = f"""
     INSERT INTO sessions (session_id, key_id, user_id, forked_from, turn_owner, turn_process, turn_until)
     VALUES (%(session)s, %(key)s, %(user)s, %(forked_from)s, %(owner)s, %(process)s,
@@ -183,13 +200,13 @@ _TAKE = f"""
     ON CONFLICT (session_id) DO UPDATE SET turn_owner = excluded.turn_owner, turn_process = excluded.turn_process,
         turn_until = excluded.turn_until, interrupted = false
     WHERE sessions.key_id = excluded.key_id AND {_IS_FREE}
-    RETURNING turns
+    RETURNING turns, {_RATE}
 """
 _TAKE_KNOWN = f"""
     UPDATE sessions SET turn_owner = %(owner)s, turn_process = %(process)s, interrupted = false,
         turn_until = now() + make_interval(secs => %(hold)s)
     WHERE session_id = %(session)s AND {_IS_FREE}
-    RETURNING turns
+    RETURNING turns, {_RATE}
 """
 _DRAW = """
     INSERT INTO session_waiters (session_id, owner, process_id, waiting_until)

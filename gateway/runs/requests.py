@@ -146,6 +146,12 @@ class RunRequest:
     """Give events as they come."""
     background: bool = False
     """Nobody waits for it: it is neither ended with its client's connection nor answered by it."""
+    keep_trace: bool = False
+    """The client asked that the trace be kept, whatever the sampling says."""
+    traceparent: str | None = None
+    """W3C trace context of the caller, as it was sent; ``None``: there was none."""
+    tracestate: str | None = None
+    """The header that goes with it."""
     render: "Callable[[Run, RunResult | GatewayError | None], dict[str, Any]] | None" = None
     """Makes the body of the response that is stored; ``None`` as outcome: it is under way. ``None``: none is kept."""
 
@@ -197,7 +203,7 @@ class Run:
     model: str
     offline: bool
     sampled: bool
-    """Whether the trace is kept and scored."""
+    """Whether the draw keeps its conversation. If not, a tail rule still may."""
     created_at: float
     """Seconds since the epoch."""
 

@@ -28,6 +28,7 @@ from gateway.errors import (
     SessionBusy,
 )
 from gateway.plugins import AgentPlugin
+from gateway.reloading import LiveSettings
 from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.execution import AgentExecutor, Outcome
 from gateway.runs.history import join, open_calls
@@ -39,9 +40,9 @@ from gateway.runs.sessions import SessionStore, Turn
 from gateway.settings import Settings
 from gateway.storage.signals import STOP_RESPONSE, STOP_RUN, Signals
 from gateway.tracing.capture import RunCapture, SpanCapture
-from gateway.tracing.outbox import OutboxWriter
-from gateway.tracing.redaction import Redactor
-from gateway.tracing.sampling import keep_session
+from gateway.tracing.handover.outbox import OutboxWriter
+from gateway.tracing.redaction.redactor import Redactor
+from gateway.tracing.sampling import Draw, keep_session, rate_of
 from gateway.tracing.spans import SpanError, Trace
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class AgentRunner:
 
     def __init__(
         self,
-        settings: Settings,
+        live: LiveSettings,
         keys: Keys,
         executor: AgentExecutor,
         sessions: SessionStore,
@@ -77,7 +78,9 @@ class AgentRunner:
         outbox: OutboxWriter,
         redactor: Redactor,
     ):
-        self._settings = settings
+        self._live = live
+        self._settings: Settings = live.now
+        """As they were at the start: what may change while running is asked of ``live``."""
         self._sampling_key = keys.derive("sampling")
         self._executor = executor
         self._sessions = sessions
@@ -188,11 +191,17 @@ class AgentRunner:
             user_id=self._redactor.identifier(request.user, "user") if request.user else None,
             key_id=request.key_id,
             offline=model.offline,
-            inclusion_probability=self._settings.sample_rate,
+            inclusion_probability=1.0,
             started_ns=int(now * 1e9),
         )
-        sampled = keep_session(self._sampling_key, stored_id, self._settings.sample_rate)
-        capture = RunCapture(trace, _asked(request), sampled=sampled, client_tools=request.options.client_tools)
+        capture = RunCapture(
+            trace,
+            _asked(request),
+            sampled=False,
+            client_tools=request.options.client_tools,
+            traceparent=request.traceparent,
+            tracestate=request.tracestate,
+        )
         self._capture.begin(capture)
         run = Run(
             trace_id=trace.trace_id,
@@ -201,10 +210,11 @@ class AgentRunner:
             agent_version=plugin.version,
             model=model.name,
             offline=model.offline,
-            sampled=sampled,
+            sampled=False,
             created_at=now,
         )
-        active = ActiveRun(request, run, capture)
+        active = ActiveRun(request, run, capture, Draw(0.0, drawn=False, asked=request.keep_trace))
+        self._draw(active, None)
         if not self._active:
             self.changed_at = now
         self._active[trace.trace_id] = active
@@ -234,7 +244,9 @@ class AgentRunner:
         capture.trace.ended_ns = time.time_ns()
         capture.trace.error = error
         if counts:
-            self._outbox.offer(capture)
+            if not active.executed:
+                self._outbox.begin(active.run.agent)
+            self._outbox.offer(capture, active.draw)
         self._active.pop(active.run.trace_id)
         if not self._active:
             self.changed_at = time.time()
@@ -247,6 +259,8 @@ class AgentRunner:
             async with asyncio.timeout(timeout_s) as deadline, AsyncExitStack() as stack:
                 active.enter()
                 turn = await self._turn(active, follows, stack)
+                active.check()
+                self._draw(active, turn.rate)
                 active.took_turn = True
                 active.begun.set()
                 outcome = await self._execute(active, plugin, turn)
@@ -287,33 +301,46 @@ class AgentRunner:
             session_id, follows, owner, key_id=key_id, continues=request.answers_calls, user_id=user_id
         )
         turn = await stack.enter_async_context(held)
-        if turn.session_id != session_id:
-            self._move(active, turn.session_id)
+        if turn.session_id != session_id:  # a fork's: the run belongs to it from the start
+            active.run.session_id = active.capture.trace.session_id = turn.session_id
         return turn
 
-    def _move(self, active: ActiveRun, session_id: str) -> None:
-        """Let the run belong to a fork of its session from the start."""
-        active.run.session_id = active.capture.trace.session_id = session_id
-        active.run.sampled = active.capture.sampled = keep_session(
-            self._sampling_key, session_id, self._settings.sample_rate
-        )
+    def _draw(self, active: ActiveRun, rate: float | None) -> None:
+        """Decide whether the run is captured.
+
+        Args:
+            active: the run, its session known.
+            rate: the one that its session's first turn was drawn by; ``None``: this is the first, or nobody knows.
+        """
+        settings, run, capture = self._live.now, active.run, active.capture
+        rate = rate_of(settings, run.agent) if rate is None else rate
+        drawn = keep_session(self._sampling_key, capture.trace.session_id, rate)
+        active.draw = Draw(rate, drawn, asked=active.request.keep_trace)
+        run.sampled = drawn and settings.tracing
+        # A tail rule knows only at the end whether it wants the trace.
+        capture.sampled = settings.tracing and (drawn or bool(settings.tail_rules))
 
     async def _execute(self, active: ActiveRun, plugin: AgentPlugin, turn: Turn) -> Outcome:
         request = active.request
         emit = active.emit if request.stream else None
         if request.approvals:
             snapshot, decisions = await self._paused.take(turn, request.approvals)
-            active.executed = True
+            self._begin_to_execute(active)
             outcome = await self._executor.resume(plugin, snapshot, decisions, active.capture, request.options, emit)
         else:
             history = turn.history if request.transcript is None else request.transcript
             items = join(history, request.items)
-            active.executed = True
+            self._begin_to_execute(active)
             outcome = await self._executor.execute(plugin, items, active.capture, request.options, emit)
         active.capture.answer = outcome.answer
         active.capture.left_open = outcome.items if outcome.answer is None else []
         active.capture.waiting_tools = frozenset(each.tool for each in outcome.approvals)
         return outcome
+
+    def _begin_to_execute(self, active: ActiveRun) -> None:
+        """Count the run as served: from here on it is in the ledger, whatever comes."""
+        active.executed = True
+        self._outbox.begin(active.run.agent)
 
     async def _commit(self, active: ActiveRun, turn: Turn, outcome: Outcome, result: RunResult) -> None:
         """Keep the turn, the response and the paused run, all or none."""

@@ -51,6 +51,8 @@ class Turn:
     copied: bool = False
     """The earlier turns are another session's and become this one's at the commit."""
     forked_from: str | None = None
+    rate: float | None = None
+    """Rate by which the session's first turn was drawn for sampling; ``None``: it was not drawn yet."""
     settled: bool = False
     """It was committed, or taken away."""
 
@@ -233,10 +235,10 @@ class SessionStore:
         turn = None
         try:
             # Inside, since a cancelled statement may have taken the turn before its answer was read.
-            turns = await self._line.take(session_id, owner, key_id, **new)
-            if turns is None:
-                turns = await self._line.queue(session_id, owner, key_id, policy)
-            turn = Turn(session_id, turns + 1, owner, key_id or ANONYMOUS)
+            taken = await self._line.take(session_id, owner, key_id, **new)
+            if taken is None:
+                taken = await self._line.queue(session_id, owner, key_id, policy)
+            turn = Turn(session_id, taken.turns + 1, owner, key_id or ANONYMOUS, rate=taken.rate)
             yield turn
         finally:
             if turn is None or not turn.settled:
@@ -247,8 +249,10 @@ class SessionStore:
         """Hold the turn if it is free and turn ``number`` is the last one; give ``None`` otherwise, without waiting."""
         turn = Turn(session_id, number + 1, owner, key_id)
         try:
-            is_last = await self._line.take(session_id, owner, key_id) == number
-            yield turn if is_last else None
+            taken = await self._line.take(session_id, owner, key_id)
+            if taken is not None:
+                turn.rate = taken.rate
+            yield turn if taken is not None and taken.turns == number else None
         finally:
             if not turn.settled:
                 await self._line.give_back(session_id, owner)
