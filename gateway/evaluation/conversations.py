@@ -17,6 +17,7 @@ from gateway.evaluation.records import (
     collect_failed,
     erased,
     mark_logged,
+    redacted,
     save_scores,
     unlogged_scores,
 )
@@ -24,6 +25,7 @@ from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_conve
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
 from gateway.storage.queue import SCORE_CONVERSATION, enqueue_once
+from gateway.tracing.redaction.redactor import Redactor
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +36,14 @@ class ConversationScoring:
     """Finds the conversations that are due and scores them, one evaluator at a time a conversation."""
 
     def __init__(
-        self, keys: Keys, pool: Pool, queue: App, store: MlflowStore, scorers: list[LiveScorer], judges: Executor
+        self,
+        keys: Keys,
+        pool: Pool,
+        queue: App,
+        store: MlflowStore,
+        scorers: list[LiveScorer],
+        judges: Executor,
+        redactor: Redactor,
     ):
         """Take the parts; ``judges`` has the threads that judges may keep waiting."""
         self._share_key = keys.derive("sampling")
@@ -43,6 +52,7 @@ class ConversationScoring:
         self._store = store
         self._scorers = [live for live in scorers if live.scores_conversations]
         self._judges = judges
+        self._redactor = redactor
 
     async def enqueue_due(self) -> None:
         """Enqueue a job for each conversation that is due."""
@@ -83,10 +93,11 @@ class ConversationScoring:
                     if live.name not in asked
                 )
             )
+            said = redacted(self._redactor, session_id, [score for result in results for score in result])
             async with self._pool.connection() as connection, connection.transaction():
                 if await erased(connection, trace_ids):
                     return  # forgotten while it was scored
-                scores += await save_scores(connection, [score for result in results for score in result])
+                scores += await save_scores(connection, said)
             async with self._pool.connection() as connection:
                 await self._project(connection, scores)
         async with self._pool.connection() as connection, connection.transaction():

@@ -1,92 +1,74 @@
 """From the outbox to MLflow, with scores: the way of every single trace.
 
-Evaluators claim batches with ``FOR UPDATE SKIP LOCKED``. A claim counts while its evaluator is alive, which it shows
-by an advisory lock that Postgres frees the moment its connection is gone: what a killed evaluator had claimed is free
-for the next one at once.
-
 The order of the steps decides what a crash can do. A trace leaves the outbox last, in the transaction that also stores
-its run's state; before that everything is done again and changes nothing, since all ids are derived.
+its run's state; before that everything is done again and changes nothing, since all ids are derived. While MLflow is
+away nothing is claimed, and everything waits for however long that takes.
+
+Why a trace was kept can change after it was claimed: its tags are compared with the ledger as the trace leaves the
+outbox, and written anew if they differ (`gateway.evaluation.promotion`).
 
 A trace whose run was forgotten meanwhile goes no further, and what was written of it to MLflow already is removed once
 its claim is over (`gateway.evaluation.erasure`).
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from mlflow.entities import Trace as MlflowTrace
+from mlflow.tracing.constant import TraceMetadataKey
 from procrastinate import App
-from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 
 from gateway.crypto import Cipher, Keys, WrongKey
-from gateway.evaluation.export import to_mlflow
+from gateway.evaluation.claims import Claimed, Claims, drop
+from gateway.evaluation.export import kept_tags, to_mlflow
 from gateway.evaluation.records import (
     Connection,
     collect_failed,
+    end_run,
     erased,
-    finish_run,
+    finish_runs,
     mark_logged,
+    redacted,
     save_scores,
     unlogged_scores,
 )
 from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_trace
-from gateway.evaluation.store import MlflowStore
+from gateway.evaluation.store import MlflowStore, is_away
 from gateway.settings import Settings
 from gateway.storage.database import Pool
-from gateway.storage.erasure import BESIDE_NO_ERASURE
 from gateway.storage.queue import JUDGE_TRACE, enqueue_once
-from gateway.tracing.spans import Trace, decode
+from gateway.tracing.ledger import State
+from gateway.tracing.redaction.redactor import Redactor
+from gateway.tracing.spans import Trace, decode, encode
 
 log = structlog.get_logger(__name__)
 
-PRESENCE_LOCK = 0x6167_7465
-"""First key of the advisory lock by which an evaluator shows that it is alive; the second is its id."""
-
-_RETRY_AFTER_S = 5.0  # after the first failure; twice as long after each one that follows
-_DOUBLINGS = 4  # so that it is 80 s at the longest
-_REFUSALS = 5  # failures of one trace while MLflow is well, after which it is given up
-_CLAIM = """
-    WITH alive AS (
-        SELECT objid::int AS evaluator_id FROM pg_locks
-        WHERE locktype = 'advisory' AND classid = %(lock)s AND objsubid = 2 AND granted
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())),
-    mine AS (
-        SELECT trace_id FROM outbox
-        WHERE retry_at <= now()
-          AND (claimed_by IS NULL OR claimed_by = %(me)s OR claimed_by NOT IN (SELECT evaluator_id FROM alive))
-        ORDER BY position LIMIT %(count)s FOR UPDATE SKIP LOCKED)
-    UPDATE outbox SET claimed_by = %(me)s, attempts = attempts + 1 FROM mine
-    WHERE outbox.trace_id = mine.trace_id
-    RETURNING outbox.trace_id, outbox.payload, outbox.attempts, outbox.refusals
-"""
-_RELEASE = """
-    UPDATE outbox SET claimed_by = NULL, refusals = %s, retry_at = now() + make_interval(secs => %s)
-    WHERE trace_id = %s AND claimed_by = %s
-"""
-
 
 class _NotStoredError(Exception):
-    """MLflow did not take a batch."""
+    """MLflow did not take a batch, though it is there."""
 
 
-class _Claimed(NamedTuple):
-    """A row of the outbox that is ours to work on."""
+class _AwayError(Exception):
+    """MLflow is away."""
 
-    trace_id: str
-    payload: bytes
-    attempts: int
-    """How often it was claimed, this time included."""
-    refusals: int
-    """How often it failed while MLflow was well."""
+
+class _Ended(NamedTuple):
+    """The state of a run whose trace goes no further, and why."""
+
+    state: State
+    reason: str
 
 
 @dataclass
 class _Work:
     """One claimed trace on its way."""
 
+    claimed: Claimed
     trace: Trace
     entity: MlflowTrace
     scores: list[Score]
@@ -105,8 +87,14 @@ class TraceIntake:
         scorers: list[LiveScorer],
         evaluator_id: int,
         judges: Executor,
+        redactor: Redactor,
+        entities: Callable[[Trace], Trace] | None = None,
     ):
-        """Take the parts; ``judges`` has the threads that judges may keep waiting."""
+        """Take the parts.
+
+        ``judges`` has the threads that judges may keep waiting; ``entities`` replaces named entities, and raises if
+        it cannot.
+        """
         self._settings = settings
         self._cipher: Cipher = keys.outbox
         self._share_key = keys.derive("sampling")
@@ -114,69 +102,71 @@ class TraceIntake:
         self._queue = queue
         self._store = store
         self._scorers = [live for live in scorers if not live.scores_conversations]
-        self._evaluator_id = evaluator_id
+        self._claims = Claims(pool, evaluator_id, settings.evaluator_batch)
         self._judges = judges
+        self._redactor = redactor
+        self._entities = entities
+        self._mlflow_is_away = False
 
     async def drain(self) -> None:
-        """Work through the outbox until nothing is left that can be claimed."""
-        while claimed := await self._claim():
+        """Work through the outbox until nothing is left that can be claimed, or MLflow is away."""
+        if self._mlflow_is_away and not await asyncio.to_thread(self._store.is_well):
+            return
+        while claimed := await self._claims.claim():
             try:
-                await self._take_in(claimed)
-            except Exception:
-                log.exception("a batch could not be taken in; trying its traces one by one", traces=len(claimed))
-                await self._take_in_singly(claimed)
+                await self._take_in_or_singly(claimed)
+            except _AwayError as error:
+                if not self._mlflow_is_away:
+                    log.warning("MLflow is away; traces wait in the outbox", error=str(error))
+                self._mlflow_is_away = True
+                return
+            self._mlflow_is_away = False
 
-    async def _take_in_singly(self, claimed: list[_Claimed]) -> None:
+    async def _take_in_or_singly(self, claimed: list[Claimed]) -> None:
+        try:
+            await self._take_in(claimed)
+        except _AwayError:
+            await self._claims.give_back(claimed)
+            raise
+        except Exception:
+            log.exception("a batch could not be taken in; trying its traces one by one", traces=len(claimed))
+            await self._take_in_singly(claimed)
+
+    async def _take_in_singly(self, claimed: list[Claimed]) -> None:
         """Find out which traces of a batch failed it, so that one does not hold up the others.
 
-        A trace is to blame only where MLflow does not take it and is well: while MLflow or the database is away, or
-        the key is wrong, all wait for however long that takes.
+        A trace is to blame only where MLflow does not take it and is well: while the database is away, or the key is
+        wrong, all wait for however long that takes.
         """
-        failed: list[tuple[_Claimed, bool]] = []
-        for each in claimed:
+        failed: list[tuple[Claimed, bool]] = []
+        for position, each in enumerate(claimed):
             try:
                 await self._take_in([each])
+            except _AwayError:
+                await self._claims.give_back(claimed[position:])
+                await self._claims.postpone([(other, False) for other, _ in failed])
+                raise
             except Exception as error:  # noqa: BLE001 - counted below, with what became of the trace
                 log.error("a trace could not be taken in", trace_id=each.trace_id, error=str(error))
                 failed.append((each, isinstance(error, _NotStoredError)))
-        mlflow_is_well = len(failed) < len(claimed) or await asyncio.to_thread(self._store.is_well)
-        async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(BESIDE_NO_ERASURE)
-            for each, not_stored in failed:
-                refusals = each.refusals + (not_stored and mlflow_is_well)
-                if refusals >= _REFUSALS:
-                    await connection.execute(_FAIL, ["refused by MLflow", each.trace_id])
-                    await connection.execute("DELETE FROM outbox WHERE trace_id = %s", [each.trace_id])
-                retry_s = _RETRY_AFTER_S * 2 ** min(each.attempts - 1, _DOUBLINGS)
-                await connection.execute(_RELEASE, [refusals, retry_s, each.trace_id, self._evaluator_id])
+        is_well = len(failed) < len(claimed) or await asyncio.to_thread(self._store.is_well)
+        await self._claims.postpone([(each, is_well and not_stored) for each, not_stored in failed])
 
-    async def _claim(self) -> list[_Claimed]:
-        parameters = {"lock": PRESENCE_LOCK, "count": self._settings.evaluator_batch, "me": self._evaluator_id}
-        async with self._pool.connection() as connection, connection.cursor(row_factory=class_row(_Claimed)) as cursor:
-            await cursor.execute(_CLAIM, parameters)
-            return await cursor.fetchall()
-
-    async def _take_in(self, claimed: list[_Claimed]) -> None:
-        works, broken = await asyncio.to_thread(self._score_batch, claimed)
+    async def _take_in(self, claimed: list[Claimed]) -> None:
+        works, ended = await asyncio.to_thread(self._score_batch, claimed)
         async with self._pool.connection() as connection, connection.transaction():
             works = await self._still_wanted(connection, works)
-            for work in works:
-                work.scores = await save_scores(connection, work.scores)
-        try:
-            await asyncio.to_thread(self._write_batch, works)
-        except Exception as error:
-            raise _NotStoredError(f"{type(error).__name__}: {error}") from error
+            await self._save_scores(connection, works)
+        await asyncio.to_thread(self._write_batch, works)
+        judged = [
+            work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
+        ]
         async with self._pool.connection() as connection, connection.transaction():
             works = await self._still_wanted(connection, works)
-            judged = {
-                work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
-            }
-            for work in works:
-                await self._settle(connection, work, finished=work.trace.trace_id not in judged)
-            for trace_id, reason in broken.items():
-                await connection.execute(_FAIL, [reason, trace_id])
-            ids = [each.trace_id for each in claimed]
-            await connection.execute("DELETE FROM outbox WHERE trace_id = ANY(%s)", [ids])
+            await self._settle(connection, works, judged)
+            for trace_id, (state, reason) in ended.items():
+                await end_run(connection, trace_id, state, reason)
+            await drop(connection, claimed)
         async with self._pool.connection() as connection:
             await connection.execute(_OVER, [[work.trace.session_id for work in works]])
         for trace_id in judged:
@@ -187,54 +177,91 @@ class TraceIntake:
         gone = await erased(connection, [work.trace.trace_id for work in works])
         return [work for work in works if work.trace.trace_id not in gone]
 
-    def _score_batch(self, claimed: list[_Claimed]) -> tuple[list[_Work], dict[str, str]]:
-        """Decode and score a batch. Returns what can go on, and by trace id why the rest never can."""
+    def _score_batch(self, claimed: list[Claimed]) -> tuple[list[_Work], dict[str, _Ended]]:
+        """Decode and score a batch. Returns what can go on, and by trace id what became of the rest."""
         works: list[_Work] = []
-        broken: dict[str, str] = {}
-        for trace_id, payload, *_ in claimed:
-            if not payload:
+        ended: dict[str, _Ended] = {}
+        for each in claimed:
+            if not each.payload:
                 continue  # forgotten
-            try:
-                trace = decode(self._cipher.decrypt(payload, trace_id))
-                entity = to_mlflow(trace, self._store.experiment_id)
-            except WrongKey:
-                raise  # the evaluator is set up wrongly, the trace is not to blame: it waits
-            except Exception as error:
-                log.exception("a trace cannot be read", trace_id=trace_id)
-                broken[trace_id] = f"unreadable: {type(error).__name__}"
-                continue
-            scores = [
-                score
-                for live in self._drawn(trace.agent, trace_id, judges=False)
-                for score in score_trace(live, entity, trace.agent)
-            ]
-            works.append(_Work(trace, entity, scores))
-        return works, broken
+            read = self._read(each)
+            if isinstance(read, _Ended):
+                ended[each.trace_id] = read
+            else:
+                works.append(read)
+        for work in works:
+            work.scores = self._score(work)
+        return works, ended
+
+    def _read(self, claimed: Claimed) -> _Work | _Ended:
+        """Decode a trace, with nothing in it that is not to go further."""
+        trace_id = claimed.trace_id
+        try:
+            trace = decode(self._cipher.decrypt(claimed.payload, trace_id))
+        except WrongKey:
+            raise  # the evaluator is set up wrongly, the trace is not to blame: it waits
+        except Exception as error:
+            log.exception("a trace cannot be read", trace_id=trace_id)
+            return _Ended("failed", f"unreadable: {type(error).__name__}")
+        try:
+            trace = self._entities(trace) if self._entities else trace
+        except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
+            log.error("a trace was withheld", trace_id=trace_id, error=type(error).__name__)
+            return _Ended("redaction_blocked", "named entities")
+        try:
+            entity = to_mlflow(trace, self._store.experiment_id, kept_tags(claimed.probability, claimed.reasons))
+        except Exception as error:
+            log.exception("a trace cannot be exported", trace_id=trace_id)
+            return _Ended("failed", f"unreadable: {type(error).__name__}")
+        return _Work(claimed, trace, entity, [])
+
+    def _score(self, work: _Work) -> list[Score]:
+        """Return what the scorers in plain code say, redacted."""
+        trace = work.trace
+        drawn = self._drawn(trace.agent, trace.trace_id, judges=False)
+        scores = [score for live in drawn for score in score_trace(live, work.entity, trace.agent)]
+        return redacted(self._redactor, trace.session_id, scores)
 
     def _drawn(self, agent: str, trace_id: str, *, judges: bool) -> list[LiveScorer]:
         return [
             live for live in self._scorers if live.is_judge == judges and live.draws(self._share_key, agent, trace_id)
         ]
 
+    async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
+        stored = await save_scores(connection, [score for work in works for score in work.scores])
+        by_trace: dict[str, list[Score]] = {work.trace.trace_id: [] for work in works}
+        for score in stored:
+            by_trace[score.trace_id].append(score)
+        for work in works:
+            work.scores = by_trace[work.trace.trace_id]
+
     def _write_batch(self, works: list[_Work]) -> None:
         for work in works:
             root = work.entity.data.spans[0].span_id
             work.entity.info.assessments = [score.assessment(root) for score in work.scores]
-        if works:
-            self._store.write_traces([work.entity for work in works])
+        try:
+            if works:
+                self._store.write_traces([work.entity for work in works])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if is_away(error):
+                raise _AwayError(reason) from error
+            raise _NotStoredError(reason) from error
 
-    async def _settle(self, connection: Connection, work: _Work, *, finished: bool) -> None:
-        """Store what follows from a trace being in MLflow with its scores."""
-        trace = work.trace
-        await mark_logged(connection, work.scores)
-        await collect_failed(connection, work.scores, self._scorers, trace.trace_id)
-        ended = trace.ended_ns / 1e9
-        await connection.execute(
-            _TURN,
-            {"session": trace.session_id, "agent": trace.agent, "ended": ended, "quiet": self._settings.quiet_period_s},
-        )
-        if finished:
-            await finish_run(connection, trace.trace_id)
+    async def _settle(self, connection: Connection, works: list[_Work], judged: list[str]) -> None:
+        """Store what follows from traces being in MLflow with their scores."""
+        if not works:
+            return
+        await connection.execute(_REPROJECT, _written(works))
+        await mark_logged(connection, [score for work in works for score in work.scores])
+        for work in works:
+            await collect_failed(connection, work.scores, self._scorers, work.trace.trace_id)
+        await connection.execute(_TURNS, _turns([work.trace for work in works], self._settings.quiet_period_s))
+        await finish_runs(connection, [work.trace.trace_id for work in works if work.trace.trace_id not in judged])
+        if self._settings.otlp_endpoint is not None:
+            traces = [work.trace for work in works]
+            payloads = [self._cipher.encrypt(encode(trace), trace.trace_id) for trace in traces]
+            await connection.execute(_TO_OTLP, [[trace.trace_id for trace in traces], payloads])
 
     async def judge(self, trace_id: str) -> None:
         """Run the judges that are drawn for a trace which is in MLflow already."""
@@ -242,9 +269,10 @@ class TraceIntake:
         if not traces:  # somebody deleted it there: what the other scorers said stands
             log.warning("a trace to be judged is not in MLflow any more", trace_id=trace_id)
             async with self._pool.connection() as connection:
-                await finish_run(connection, trace_id)
+                await finish_runs(connection, [trace_id])
             return
-        agent = traces[0].info.trace_metadata["gateway.agent"]
+        metadata = traces[0].info.trace_metadata
+        agent, session_id = metadata["gateway.agent"], metadata[TraceMetadataKey.TRACE_SESSION]
         async with self._pool.connection() as connection:
             scores = await unlogged_scores(connection, trace_id)
         # What an earlier attempt has paid for is not asked again.
@@ -253,10 +281,11 @@ class TraceIntake:
         results = await asyncio.gather(
             *(in_thread(self._judges, live, score_trace, traces[0], agent) for live in judges)
         )
+        said = redacted(self._redactor, session_id, [score for result in results for score in result])
         async with self._pool.connection() as connection, connection.transaction():
             if await erased(connection, [trace_id]):
                 return
-            scores += await save_scores(connection, [score for result in results for score in result])
+            scores += await save_scores(connection, said)
         root = traces[0].data.spans[0].span_id
         for score in scores:
             await asyncio.to_thread(self._store.write_assessment, score.assessment(root))
@@ -265,30 +294,71 @@ class TraceIntake:
                 return
             await mark_logged(connection, scores)
             await collect_failed(connection, scores, self._scorers, trace_id)
-            await finish_run(connection, trace_id)
+            await finish_runs(connection, [trace_id])
 
     async def resume_pending(self) -> None:
-        """Take up runs that were left between the outbox and their judges, as a crash can leave them."""
+        """Bring runs that are pending, and that nobody works on, to their end, as a crash can leave them.
+
+        Those that still have judges to hear get a job. The others end as what their scores say, or as lost if MLflow
+        knows nothing of them. When one was left for longer than ``sweep_after_s``, that is noted.
+        """
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_LEFT)
-            left = await cursor.fetchall()
-        for trace_id, agent in left:
-            if self._drawn(str(agent), str(trace_id), judges=True):
-                await enqueue_once(self._queue, JUDGE_TRACE, str(trace_id), trace_id=str(trace_id))
-            else:
-                async with self._pool.connection() as connection:
-                    await finish_run(connection, str(trace_id))
+            cursor = await connection.execute(_LEFT, {"sweep_after_s": self._settings.sweep_after_s})
+            left: list[tuple[str, str, bool]] = await cursor.fetchall()  # type: ignore[assignment]
+        judged = [trace_id for trace_id, agent, _ in left if self._drawn(agent, trace_id, judges=True)]
+        others = [trace_id for trace_id, _, _ in left if trace_id not in judged]
+        known = await asyncio.to_thread(self._store.known, others) if others else set()
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(_LOST, [[trace_id for trace_id in others if trace_id not in known]])
+            await finish_runs(connection, others)
+            await connection.execute(_SWEPT, [[trace_id for trace_id, _, is_swept in left if is_swept]])
+        for trace_id in judged:
+            await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
 
 
-_FAIL = "UPDATE runs SET state = 'failed', reason = %s, updated_at = now() WHERE trace_id = %s AND state = 'pending'"
-_TURN = """
+def _written(works: Sequence[_Work]) -> dict[str, Any]:
+    """Return what MLflow was told of why the traces were kept."""
+    return {
+        "traces": [work.claimed.trace_id for work in works],
+        "probabilities": [work.claimed.probability for work in works],
+        "reasons": [Jsonb(work.claimed.reasons) for work in works],
+    }
+
+
+def _turns(traces: Sequence[Trace], quiet_s: float) -> dict[str, Any]:
+    """Return the last turn of each session."""
+    last: dict[str, Trace] = {}
+    for trace in traces:
+        known = last.setdefault(trace.session_id, trace)
+        last[trace.session_id] = max(known, trace, key=lambda each: each.ended_ns)
+    return {
+        "sessions": sorted(last),  # two evaluators with turns of the same sessions lock them in one order
+        "agents": [last[session].agent for session in sorted(last)],
+        "ended": [last[session].ended_ns / 1e9 for session in sorted(last)],
+        "quiet": quiet_s,
+    }
+
+
+# Not only where it is projected by now: who is about to say so holds the row, and is waited for.
+_REPROJECT = """
+    UPDATE sampled_sessions AS session SET projected_at = NULL
+    FROM unnest(%(traces)s::text[], %(probabilities)s::float8[], %(reasons)s::jsonb[])
+        AS written (trace_id, probability, reasons) JOIN runs USING (trace_id)
+    WHERE session.session_id = runs.session_id
+      AND (runs.inclusion_probability <> written.probability OR runs.kept_because <> written.reasons)
+"""
+_TURNS = """
     INSERT INTO conversations AS known (session_id, agent, last_turn_at, due_at)
-    VALUES (%(session)s, %(agent)s, to_timestamp(%(ended)s),
-            to_timestamp(%(ended)s) + make_interval(secs => %(quiet)s))
+    SELECT session_id, agent, to_timestamp(ended), to_timestamp(ended) + make_interval(secs => %(quiet)s)
+    FROM unnest(%(sessions)s::text[], %(agents)s::text[], %(ended)s::float8[]) AS turn (session_id, agent, ended)
     ON CONFLICT (session_id) DO UPDATE SET
         agent = excluded.agent,
         last_turn_at = greatest(known.last_turn_at, excluded.last_turn_at),
         due_at = greatest(known.last_turn_at, excluded.last_turn_at) + make_interval(secs => %(quiet)s)
+"""
+_TO_OTLP = """
+    INSERT INTO otlp_outbox (trace_id, payload) SELECT * FROM unnest(%s::text[], %s::bytea[])
+    ON CONFLICT (trace_id) DO NOTHING
 """
 # Looked at once the turns are committed: who ends a session makes its conversation due, if it is there to be seen.
 _OVER = """
@@ -297,10 +367,16 @@ _OVER = """
       AND conversations.session_id = ANY(%s) AND due_at > now()
 """
 _LEFT = """
-    SELECT trace_id, agent FROM runs
+    SELECT trace_id, agent, updated_at < now() - make_interval(secs => %(sweep_after_s)s) FROM runs
     WHERE state = 'pending' AND updated_at < now() - interval '30 seconds'
       AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id)
       AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs
                       WHERE queueing_lock = 'judge_trace:' || runs.trace_id AND status IN ('todo', 'doing'))
     LIMIT 500
 """
+_LOST = """
+    UPDATE runs SET state = 'failed', reason = 'lost on the way to MLflow', updated_at = now()
+    WHERE trace_id = ANY(%s) AND state = 'pending'
+      AND NOT EXISTS (SELECT 1 FROM scores WHERE scores.trace_id = runs.trace_id AND scores.session_id IS NULL)
+"""
+_SWEPT = "UPDATE runs SET swept_at = now() WHERE trace_id = ANY(%s)"

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import agents as sdk
 import mlflow
 from mlflow.entities import SpanEvent, SpanType
 from mlflow.entities.span_status import SpanStatusCode
@@ -24,7 +23,7 @@ from gateway.runs.execution import AgentExecutor
 from gateway.settings import Settings, load_settings
 from gateway.tracing import messages as chat
 from gateway.tracing.capture import RunCapture, SpanCapture, assemble
-from gateway.tracing.redaction import Redactor
+from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.spans import Span, SpanError, Trace
 
 Answer = dict[str, Any]
@@ -38,14 +37,12 @@ class Predictor:
     """
 
     def __init__(self, settings: Settings, agent: str):
-        # `evaluate` would switch it on: it clears the SDK's processors, ours with them, and makes a second tree.
-        mlflow.openai.autolog(disable=True)
+        # What a tool makes with MLflow belongs below our spans; what MLflow makes around the runs is written as ever.
         self._capture = SpanCapture()
-        sdk.set_trace_processors([self._capture])
-        sdk.set_tracing_disabled(False)
+        self._capture.install(exports=True)
         self._executor = AgentExecutor(settings, load_agents(settings.agents_dir), self._capture)
         self._plugin = self._executor.plugin(agent)
-        self._redactor = Redactor(load_keys(settings).derive("redaction"))
+        self._redactor = Redactor(load_keys(settings).derive("redaction"), settings.redact_patterns)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name=f"predict-{agent}", daemon=True).start()
 

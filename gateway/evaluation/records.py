@@ -1,23 +1,47 @@
 """What the evaluator keeps in Postgres: scores, and the runs' states that follow from them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from gateway.evaluation.entities import redact_score
 from gateway.evaluation.scoring import LiveScorer, Score
 from gateway.storage.erasure import BESIDE_NO_ERASURE
 from gateway.tracing.ledger import State
+from gateway.tracing.redaction.redactor import Redactor
+
+log = structlog.get_logger(__name__)
 
 Connection = psycopg.AsyncConnection[Any]
 
-_COLUMNS = (
-    "score_id, trace_id, session_id, agent, scorer, scorer_version, name, value, passed, rationale, error, "
-    "source_type, source_id, turns, details"
-)
-_INSERT = f"INSERT INTO scores ({_COLUMNS}) VALUES ({', '.join(['%s'] * 15)}) ON CONFLICT (score_id) DO NOTHING"
+_COLUMN_TYPES = {
+    "score_id": "text",
+    "trace_id": "text",
+    "session_id": "text",
+    "agent": "text",
+    "scorer": "text",
+    "scorer_version": "text",
+    "name": "text",
+    "value": "jsonb",
+    "passed": "bool",
+    "rationale": "text",
+    "error": "text",
+    "source_type": "text",
+    "source_id": "text",
+    "turns": "int",
+    "details": "jsonb",
+}
+_COLUMNS = ", ".join(_COLUMN_TYPES)
+_INSERT = f"""
+    INSERT INTO scores ({_COLUMNS})
+    SELECT * FROM unnest({", ".join(f"%({name})s::{kind}[]" for name, kind in _COLUMN_TYPES.items())})
+    ON CONFLICT (score_id) DO NOTHING RETURNING score_id
+"""
 
 
 async def erased(connection: Connection, trace_ids: Sequence[str]) -> set[str]:
@@ -32,22 +56,49 @@ async def erased(connection: Connection, trace_ids: Sequence[str]) -> set[str]:
     return {str(row[0]) for row in await cursor.fetchall()}
 
 
+def redacted(redactor: Redactor, session_id: str, scores: Sequence[Score]) -> list[Score]:
+    """Return the scores as they may be stored and shown: scorers are anybody's code, and quote what they please.
+
+    A score on which the redactor fails says nothing but that.
+
+    Args:
+        redactor: the deployment's.
+        session_id: of the trace or conversation, so that placeholders are those that stand in it.
+        scores: as the scorers gave them.
+    """
+    return [_redacted(redactor, session_id, score) for score in scores]
+
+
+def _redacted(redactor: Redactor, session_id: str, score: Score) -> Score:
+    try:
+        return redact_score(score, session_id, redactor.value)
+    except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
+        log.error("a score was withheld", scorer=score.scorer, trace_id=score.trace_id, error=type(error).__name__)
+        withheld = "withheld: the redactor failed on it"
+        return replace(score, value=None, passed=None, rationale=None, error=withheld, details={})
+
+
 async def save_scores(connection: Connection, scores: Sequence[Score]) -> list[Score]:
-    """Store scores that are not stored yet, and return all of them as they are stored.
+    """Store scores (see `redacted`) that are not stored yet, and return all of them as they are stored.
 
     A score that an earlier attempt stored wins: MLflow must show what our table says, and a judge asked twice may
     answer differently.
     """
     if not scores:
         return []
-    rows = [(*_before_details(score), Jsonb(score.details)) for score in scores]
-    async with connection.cursor() as cursor:
-        await cursor.executemany(_INSERT, rows)
+    rows = [vars(score) | {"value": _json(score.value), "details": Jsonb(score.details)} for score in scores]
+    cursor = await connection.execute(_INSERT, {name: [row[name] for row in rows] for name in _COLUMN_TYPES})
+    new = {row[0] for row in await cursor.fetchall()}
+    earlier = [score.score_id for score in scores if score.score_id not in new]
     async with connection.cursor(row_factory=class_row(Score)) as typed:
-        await typed.execute(
-            f"SELECT {_COLUMNS} FROM scores WHERE score_id = ANY(%s) ORDER BY name", [[s.score_id for s in scores]]
-        )
-        return await typed.fetchall()
+        if earlier:
+            await typed.execute(f"SELECT {_COLUMNS} FROM scores WHERE score_id = ANY(%s)", [earlier])
+        stored = {score.score_id: score for score in (await typed.fetchall() if earlier else [])}
+    return [stored.get(score.score_id, score) for score in scores]
+
+
+def _json(value: Any) -> Jsonb | None:
+    return None if value is None else Jsonb(value)
 
 
 async def unlogged_scores(connection: Connection, trace_id: str, turns: int | None = None) -> list[Score]:
@@ -67,13 +118,6 @@ async def unlogged_scores(connection: Connection, trace_id: str, turns: int | No
         return await cursor.fetchall()
 
 
-def _before_details(score: Score) -> tuple[Any, ...]:
-    value = None if score.value is None else Jsonb(score.value)
-    identity = (score.score_id, score.trace_id, score.session_id, score.agent, score.scorer, score.scorer_version)
-    verdict = (score.name, value, score.passed, score.rationale, score.error)
-    return (*identity, *verdict, score.source_type, score.source_id, score.turns)
-
-
 async def mark_logged(connection: Connection, scores: Sequence[Score]) -> None:
     """Note that MLflow has these scores."""
     await connection.execute(
@@ -81,18 +125,29 @@ async def mark_logged(connection: Connection, scores: Sequence[Score]) -> None:
     )
 
 
-async def finish_run(connection: Connection, trace_id: str) -> None:
-    """Move a run from ``pending`` to the state that its scores say."""
-    cursor = await connection.execute(
-        "SELECT count(*) FILTER (WHERE error IS NULL), count(*) FROM scores WHERE trace_id = %s AND session_id IS NULL",
-        [trace_id],
-    )
-    verdicts, scores = await cursor.fetchone() or (0, 0)
-    state, reason = run_state(verdicts, scores - verdicts)
+async def finish_runs(connection: Connection, trace_ids: Sequence[str]) -> None:
+    """Move runs from ``pending`` to the states that their scores say."""
+    if not trace_ids:
+        return
+    cursor = await connection.execute(_VERDICTS, [list(trace_ids)])
+    said = [
+        (trace_id, verdicts, run_state(verdicts, scores - verdicts))
+        for trace_id, verdicts, scores in await cursor.fetchall()
+    ]
+    columns = {
+        "traces": [trace_id for trace_id, _, _ in said],
+        "verdicts": [verdicts for _, verdicts, _ in said],
+        "states": [state for _, _, (state, _) in said],
+        "reasons": [reason for _, _, (_, reason) in said],
+    }
+    await connection.execute(_FINISH, columns)
+
+
+async def end_run(connection: Connection, trace_id: str, state: State, reason: str) -> None:
+    """Move a run from ``pending`` to a state that no score has a say in."""
     await connection.execute(
-        "UPDATE runs SET state = %s, reason = %s, scored_by = %s, updated_at = now() "
-        "WHERE trace_id = %s AND state = 'pending'",
-        [state, reason, verdicts, trace_id],
+        "UPDATE runs SET state = %s, reason = %s, updated_at = now() WHERE trace_id = %s AND state = 'pending'",
+        [state, reason, trace_id],
     )
 
 
@@ -127,4 +182,16 @@ _COLLECT = """
     ON CONFLICT (dataset, trace_id) DO UPDATE SET
         scorers = known.scorers || excluded.scorers,
         merged_at = CASE WHEN known.scorers @> excluded.scorers THEN known.merged_at END
+"""
+_VERDICTS = """
+    SELECT ended.trace_id, count(score_id) FILTER (WHERE error IS NULL), count(score_id)
+    FROM unnest(%s::text[]) AS ended (trace_id)
+    LEFT JOIN scores ON scores.trace_id = ended.trace_id AND scores.session_id IS NULL
+    GROUP BY ended.trace_id
+"""
+_FINISH = """
+    UPDATE runs SET state = said.state, reason = said.reason, scored_by = said.verdicts, updated_at = now()
+    FROM unnest(%(traces)s::text[], %(states)s::text[], %(reasons)s::text[], %(verdicts)s::int[])
+        AS said (trace_id, state, reason, verdicts)
+    WHERE runs.trace_id = said.trace_id AND runs.state = 'pending'
 """

@@ -5,11 +5,12 @@ costs half a second, not a score. Guarantee: at least once, with the effect of o
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -21,10 +22,14 @@ from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.jobs import Status
 
 from gateway.crypto import Keys, load_keys
+from gateway.evaluation.claims import PRESENCE_LOCK
 from gateway.evaluation.conversations import ConversationScoring
 from gateway.evaluation.datasets import DatasetFeeder
+from gateway.evaluation.entities import EntityRedactor
 from gateway.evaluation.erasure import MlflowErasure
-from gateway.evaluation.intake import PRESENCE_LOCK, TraceIntake
+from gateway.evaluation.intake import TraceIntake
+from gateway.evaluation.otlp import OtlpSender
+from gateway.evaluation.promotion import TagProjection
 from gateway.evaluation.scoring import LiveScorer, load_scorers
 from gateway.evaluation.store import MlflowStore, configure_mlflow, tracking_uri
 from gateway.settings import Settings
@@ -39,6 +44,7 @@ from gateway.storage.queue import (
     TRACES_QUEUE,
     enqueue_once,
 )
+from gateway.tracing.redaction.redactor import Redactor
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +56,7 @@ _MLFLOW_WAIT_NOTE_S = 15.0
 # sweeper goes on with it.
 _JUDGE_RETRY = RetryStrategy(max_attempts=8, exponential_wait=2)
 _ERASE_RETRY = RetryStrategy(wait=10)  # for as long as MLflow is away: somebody was promised that it is done
+_WAITING = "SELECT EXISTS (SELECT 1 FROM outbox WHERE NOT held AND retry_at <= now())"
 
 
 class Evaluator:
@@ -69,15 +76,20 @@ class Evaluator:
             await self._queue.open_async(self._pool)
             parts = (self._keys, self._pool, self._queue, self._store, self._scorers)
             judges = ThreadPoolExecutor(self._settings.judge_concurrency, thread_name_prefix="judge")
-            self._intake = TraceIntake(self._settings, *parts, evaluator_id, judges)
-            self._conversations = ConversationScoring(*parts, judges)
+            redactor = Redactor(self._keys.derive("redaction"), self._settings.redact_patterns)
+            entities = EntityRedactor(self._settings, redactor).trace if self._settings.ner else None
+            self._intake = TraceIntake(self._settings, *parts, evaluator_id, judges, redactor, entities)
+            self._conversations = ConversationScoring(*parts, judges, redactor)
             self._datasets = DatasetFeeder(self._pool, self._store)
             self._erasure = MlflowErasure(self._pool, self._queue, self._store, self._datasets)
+            self._projection = TagProjection(self._pool, self._store)
+            otlp = OtlpSender(self._settings, self._keys, self._pool)
             self._register_tasks()
             log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._scorers])
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._beat(presence, evaluator_id), name="heartbeat")
                 group.create_task(self._look_around(), name="look-around")
+                group.create_task(otlp.run(), name="otlp")
                 group.create_task(self._work(TRACES_QUEUE, concurrency=1), name="traces")
                 group.create_task(self._work(JUDGING_QUEUE, self._settings.judge_concurrency), name="judging")
                 group.create_task(self._work(ERASING_QUEUE, concurrency=1), name="erasing")
@@ -124,23 +136,35 @@ class Evaluator:
 
     async def _look_around(self) -> None:
         """Find work that nobody told us of. Not by jobs: under load those would wait behind what they are to free."""
+        often = (
+            self._wake_up,
+            self._projection.project,
+            self._conversations.enqueue_due,
+            self._erasure.enqueue_open,
+            self._datasets.merge_waiting,
+        )
+        seldom = (self._retry_stalled, self._intake.resume_pending)
         looked_after_dead = 0.0
         while True:
-            try:
-                if time.monotonic() - looked_after_dead > _STALLED_AFTER_S:
-                    looked_after_dead = time.monotonic()
-                    await self._retry_stalled()
-                    await self._intake.resume_pending()
-                async with self._pool.connection() as connection:
-                    cursor = await connection.execute("SELECT EXISTS (SELECT 1 FROM outbox WHERE retry_at <= now())")
-                    if await cursor.fetchone() == (True,):
-                        await enqueue_once(self._queue, DRAIN_OUTBOX)
-                await self._conversations.enqueue_due()
-                await self._erasure.enqueue_open()
-                await self._datasets.merge_waiting()
-            except Exception:
-                log.exception("looking around failed; trying again")
+            if time.monotonic() - looked_after_dead > _STALLED_AFTER_S:
+                looked_after_dead = time.monotonic()
+                await self._look_for(*seldom)
+            await self._look_for(*often)
             await asyncio.sleep(_LOOK_S)
+
+    async def _look_for(self, *steps: Callable[[], Awaitable[object]]) -> None:
+        """Take the steps, each whatever became of the others: one may want an MLflow that is away, another none."""
+        for step in steps:
+            try:
+                await step()
+            except Exception:
+                log.exception("looking around failed; trying again", step=step.__name__)
+
+    async def _wake_up(self) -> None:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_WAITING)
+            if await cursor.fetchone() == (True,):
+                await enqueue_once(self._queue, DRAIN_OUTBOX)
 
     def _register_tasks(self) -> None:
         """Give the names in `gateway.storage.queue` their code."""
@@ -185,6 +209,7 @@ async def run_evaluator(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, task.cancel if task else loop.stop)
+    _settle_memory()
     try:
         if settings.runs_own_mlflow:
             await _await_mlflow_schema(uri)
@@ -195,6 +220,12 @@ async def run_evaluator(settings: Settings) -> None:
             await Evaluator(settings, load_keys(settings), pool, store, scorers).run()
     except asyncio.CancelledError:
         log.info("evaluator stopped")
+
+
+def _settle_memory() -> None:
+    """Let the garbage collector leave alone what was imported: MLflow is most of a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _await_mlflow_schema(uri: str) -> None:

@@ -13,16 +13,20 @@ import psycopg
 import pytest
 
 from gateway.crypto import load_keys
+from gateway.evaluation.claims import PRESENCE_LOCK
 from gateway.evaluation.conversations import ConversationScoring
 from gateway.evaluation.datasets import DatasetFeeder
 from gateway.evaluation.erasure import MlflowErasure
-from gateway.evaluation.intake import PRESENCE_LOCK, TraceIntake
+from gateway.evaluation.intake import TraceIntake
 from gateway.evaluation.scoring import load_scorers
 from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.settings import Settings
 from gateway.storage.database import Pool, open_pool
 from gateway.storage.erasure import Erasure, Subject, find_erasure, forget, last_erasure
 from gateway.storage.queue import open_queue
+from gateway.tracing.redaction.redactor import Redactor
+
+from .runs import until
 
 WORD = "zanzibarine"
 SCORERS = """
@@ -88,8 +92,9 @@ class Parts:
         self.dataset = settings.scorers["quotes"].dataset
         self.pool = pool
         self.store = store
-        self.intake = TraceIntake(settings, keys, pool, queue, store, scorers, number, judges)
-        self.conversations = ConversationScoring(keys, pool, queue, store, scorers, judges)
+        redactor = Redactor(keys.derive("redaction"))
+        self.intake = TraceIntake(settings, keys, pool, queue, store, scorers, number, judges, redactor)
+        self.conversations = ConversationScoring(keys, pool, queue, store, scorers, judges, redactor)
         self.datasets = DatasetFeeder(pool, store)
         self.erasure = MlflowErasure(pool, queue, store, self.datasets)
 
@@ -195,7 +200,8 @@ async def test_nothing_of_a_forgotten_session_is_left_but_its_count(
             await parts.work(one)
             assert tables_with(database_url, WORD) == {"scores"}
             assert tables_with(mlflow_url, WORD) >= {"spans", "trace_info", "assessments", "evaluation_dataset_records"}
-            assert tables_with(database_url, one) >= {"sessions", "session_turns", "runs", "conversations", "scores"}
+            known = {"sessions", "session_turns", "runs", "sampled_sessions", "conversations", "scores"}
+            assert tables_with(database_url, one) >= known
             before = (await client.get("/v1/quality")).json()["day"]["ledger"]
             erasure = await parts.forget(one)
             assert not erasure.done
@@ -238,6 +244,19 @@ async def test_traces_that_wait_in_the_outbox_never_get_to_mlflow(serve, setting
     assert rows("SELECT count(*) FROM outbox") == [(0,)]
 
 
+async def test_a_held_conversation_is_forgotten_at_once(serve, settings, rows, database_url) -> None:
+    """Of a session that is not sampled nothing was ever in MLflow: it is gone without an evaluator."""
+    [one] = new_ids(1)
+    async with serve(settings.model_copy(update={"sample_rate": 0.0})) as client:
+        [trace] = await say(client, one, "12 + 30")
+        await until(lambda: rows("SELECT held FROM outbox") == [(True,)])
+        forgotten = (await client.delete(f"/v1/sessions/{one}")).json()
+    assert (forgotten["status"], forgotten["removed"]["waiting_traces"]) == ("done", 1)
+    assert tables_with(database_url, one) == {"erasures", "erased_sessions"}
+    assert tables_with(database_url, trace) == {"runs"}
+    assert rows("SELECT state FROM runs") == [("erased",)]
+
+
 async def test_a_trace_on_its_way_to_mlflow_is_removed_when_it_has_arrived(serve, settings, evaluator, rows) -> None:
     """Of a batch that is being written when a session of it is forgotten, that session's traces do not stay."""
     one, two = new_ids(2)
@@ -274,7 +293,7 @@ async def test_an_evaluator_that_dies_with_a_forgotten_trace_does_not_keep_it(se
     async with serve(settings) as client:
         [gone] = await say(client, one, "12 + 30")
     async with evaluator() as parts:
-        await parts.intake._claim()
+        await parts.intake._claims.claim()
         rows("UPDATE outbox SET claimed_by = 4242 RETURNING 1")
         erasure = await parts.forget(one)
         await parts.erasure.erase(erasure.erasure_id)
@@ -388,6 +407,8 @@ HANGING_ON_A_SESSION = {
     "duration_ms, started_at) "
     "VALUES (%(trace)s, %(session)s, %(key)s, 'math', '1', 'ok', true, 'pending', 1, 1, now())",
     "outbox": "(trace_id, payload) VALUES (%(trace)s, 'x')",
+    "otlp_outbox": "(trace_id, payload) VALUES (%(trace)s, 'x')",
+    "sampled_sessions": "(session_id, rate, kept) VALUES (%(session)s, 1, true)",
     "conversations": "(session_id, agent, last_turn_at) VALUES (%(session)s, 'math', now())",
 }
 

@@ -1,0 +1,107 @@
+"""What the tests of the evaluator share: finished runs in the outbox, and an evaluator's parts driven by hand."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import psycopg
+
+from gateway.crypto import load_keys
+from gateway.evaluation.intake import TraceIntake
+from gateway.evaluation.promotion import TagProjection
+from gateway.evaluation.scoring import LiveScorer, load_scorers
+from gateway.evaluation.store import MlflowStore, configure_mlflow
+from gateway.settings import Settings
+from gateway.storage.database import open_pool
+from gateway.storage.queue import open_queue
+from gateway.tracing.handover.storing import FinishedRun, store_runs
+from gateway.tracing.redaction.redactor import Redactor
+from gateway.tracing.spans import Span, Trace, encode
+
+MS = 1_000_000
+
+
+class Parts(NamedTuple):
+    """The evaluator's parts."""
+
+    intake: TraceIntake
+    projection: TagProjection
+    store: MlflowStore
+
+
+def made(session: str = "s-1", text: str = "12 + 30", **fields: Any) -> Trace:
+    """Return a finished trace: the agent, and one model call."""
+    digits, started = uuid.uuid4().hex, time.time_ns() - 100 * MS
+    asked = [{"role": "user", "content": text}]
+    answer = {"role": "assistant", "content": "It is 42."}
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    attributes = {"mlflow.llm.model": "gpt-4o-mini", "mlflow.llm.provider": "openai", "mlflow.chat.tokenUsage": usage}
+    outputs = {"choices": [{"index": 0, "message": answer}]}
+    root = Span(
+        digits[16:], None, "math", "AGENT", started, started + 90 * MS, {"messages": asked}, {"messages": [answer]}
+    )
+    call = Span(
+        uuid.uuid4().hex[:16], root.span_id, "gpt-4o-mini", "CHAT_MODEL", started + MS, started + 80 * MS,
+        {"messages": [{"role": "system", "content": "You calculate."}, *asked]}, outputs, attributes,
+    )  # fmt: skip
+    frame = {"agent": "math", "agent_version": "v1", "session_id": session, "user_id": "u-1", "offline": False}
+    times = {"started_ns": started, "ended_ns": started + 90 * MS, "inclusion_probability": 1.0}
+    return Trace(trace_id=f"tr-{digits}", spans=[root, call], **(frame | times | fields))
+
+
+def fill(
+    settings: Settings, *traces: Trace, rate: float = 1.0, drawn: bool = True, rules: Sequence[str] = ()
+) -> list[str]:
+    """Hand traces over as a web process does, and return their ids."""
+    cipher = load_keys(settings).outbox
+    runs = [
+        FinishedRun(
+            trace.trace_id, trace.agent, trace.agent_version, trace.session_id, trace.user_id, trace.key_id, 1,
+            trace.error is not None, trace.offline, trace.started_ns, trace.duration_ms, rate, drawn, list(rules),
+            "pending", cipher.encrypt(encode(trace), trace.trace_id),
+        )
+        for trace in traces
+    ]  # fmt: skip
+
+    async def store() -> None:
+        async with await psycopg.AsyncConnection.connect(url_of(settings)) as connection:  # commits at its end
+            await store_runs(connection, runs, hold=True)
+
+    with ThreadPoolExecutor(1) as thread:  # beside the test's own event loop
+        thread.submit(asyncio.run, store()).result()
+    return [trace.trace_id for trace in traces]
+
+
+def url_of(settings: Settings) -> str:
+    """Return the URL of the test's database."""
+    assert settings.database_url
+    return settings.database_url.get_secret_value()
+
+
+@asynccontextmanager
+async def evaluator(
+    settings: Settings,
+    uri: str,
+    store_type: type[MlflowStore] = MlflowStore,
+    scorers: list[LiveScorer] | None = None,
+    entities: Callable[[Trace], Trace] | None = None,
+) -> AsyncIterator[Parts]:
+    """Open an evaluator's parts on the test's database, with MLflow at ``uri``."""
+    configure_mlflow(settings, uri)
+    store, keys = store_type(uri, settings.mlflow_experiment), load_keys(settings)
+    live = load_scorers(settings) if scorers is None else scorers
+    redactor = Redactor(keys.derive("redaction"))
+    async with open_pool(url_of(settings), max_size=8, name="test") as pool:
+        queue = await open_queue(pool)
+        async with pool.connection() as connection:
+            cursor = await connection.execute(
+                "INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id"
+            )
+            [number] = await cursor.fetchone() or [0]
+        with ThreadPoolExecutor(2) as judges:
+            parts = (keys, pool, queue, store, live, int(str(number)), judges, redactor, entities)
+            yield Parts(TraceIntake(settings, *parts), TagProjection(pool, store), store)
