@@ -15,7 +15,7 @@ from gateway.errors import GatewayError, InvalidRequest, RunCancelled, ServiceUn
 from gateway.http.access import caller_of
 from gateway.http.dataframes import Row, rows_of
 from gateway.http.requests import BodyRules
-from gateway.http.serving import CLIENT_LEFT, Form, Service, reply
+from gateway.http.serving import CLIENT_LEFT, Form, Service, reply, traced
 from gateway.http.streaming import watch
 from gateway.runs.active import STOPPING, ActiveRun
 from gateway.runs.requests import RunRequest, RunResult
@@ -72,7 +72,7 @@ class Batch:
         except InvalidRequest as error:
             raise InvalidRequest(f"{row.where}: {error}", f"{row.where}.{error.param}") from None
         self._service.check_agent(self._caller, wanted.agent)
-        return replace(wanted, stream=False), form
+        return replace(traced(wanted, self._request), stream=False), form
 
     async def _run(self, wanted: list[tuple[RunRequest, Form]]) -> list[RunResult | BaseException]:
         """Run all; rows of one session run in order, one after the other."""

@@ -41,6 +41,7 @@ from gateway.http.operations import (
     Json,
     Operation,
 )
+from gateway.tracing import balance, ledger
 
 _CONFIG = OpenAPIConfig(
     title="Agent Gateway",
@@ -51,6 +52,8 @@ _CONFIG = OpenAPIConfig(
 )
 _FOR_THIS = {accepted.__name__, answered.__name__}
 """Modules whose structs are in the document although no handler's signature names them."""
+_FOR_OTHERS = {balance.__name__, ledger.__name__}
+"""Modules whose structs are parts of those that handlers' signatures name."""
 
 
 @get("/openapi.json", tags=["Reference"], summary="The API as an OpenAPI document")
@@ -227,7 +230,7 @@ def _summary(kind: type) -> str:
 def _schemas(kinds: set[type]) -> Json:
     """Return the schemas of structs and of all that is in them, described by their docstrings."""
     _, schemas = msgspec.json.schema_components(sorted(kinds, key=lambda kind: kind.__name__), ref_template=REF)
-    modules = {kind.__module__ for kind in kinds}  # elsewhere structs may have the same names
+    modules = {*(kind.__module__ for kind in kinds), *_FOR_OTHERS}  # elsewhere structs may have the same names
     for kind in _structs():
         if kind.__module__ in modules and (schema := schemas.get(kind.__name__)):
             schema["description"] = _text(kind.__doc__ or "")

@@ -10,6 +10,7 @@ from gateway.http import answered
 from gateway.http.accepted import SCORING_BODIES, any_of
 from gateway.http.bodies import ChatBody, Id, ResponsesBody
 from gateway.http.serving import RETURN_TRACE_HEADER
+from gateway.quality.ledger import SINCE_FORMS
 
 Json = dict[str, Any]
 Errors = tuple[type[errors.GatewayError], ...]
@@ -100,6 +101,7 @@ PARAMETERS = {
     "limit": "Items a page.",
     "order": "`desc`: the last item first.",
     "after": "Id of the last item of the page before.",
+    "since": f"Begin of the window: {SINCE_FORMS}.",
 }
 """What the parameters of paths and queries mean."""
 
@@ -118,7 +120,7 @@ TAGS = {
     "Runs": "MLflow's and the cloud runtimes' address: runs and batches.",
     "OpenAI": "OpenAI's addresses, where a model is an agent.",
     "Sessions": "What is known of conversations and of users, and its end.",
-    "Operations": "How good the answers are.",
+    "Operations": "How good the answers are, and what became of the runs.",
     "Probes": "For load balancers and for people in operations.",
     "Reference": "This description.",
 }

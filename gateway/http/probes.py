@@ -16,7 +16,7 @@ from gateway.plugins import AgentPlugin
 from gateway.runs.execution import AgentExecutor
 from gateway.runs.runner import AgentRunner
 from gateway.storage.database import Pool
-from gateway.tracing.outbox import OutboxWriter
+from gateway.tracing.handover.outbox import OutboxWriter
 
 _CHECK_TIMEOUT_S = 2.0
 _HEARTBEAT_LATE_S = 15.0  # evaluators beat every 2 s; a busy machine may delay some
@@ -75,7 +75,7 @@ class HealthChecker:
         return Part("ok")
 
     async def _outbox_lag(self) -> Part:
-        statement = "SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM outbox"
+        statement = "SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM outbox WHERE NOT held"
         try:
             row = await self._query(statement)
         except (psycopg.Error, TimeoutError):

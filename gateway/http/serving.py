@@ -33,6 +33,12 @@ from gateway.storage.api_keys import Caller
 RETURN_TRACE_HEADER = "x-mlflow-return-trace-id"
 """Header by which MLflow's clients ask for the trace's id in the body. Contract: ``mlflow.genai.agent_server``."""
 
+KEEP_TRACE_HEADER = "x-gateway-keep-trace"
+"""Header by which a client asks that the conversation's traces be kept, whatever the sampling says."""
+TRACEPARENT_HEADER = "traceparent"
+"""Header with the caller's place in a distributed trace. Contract: W3C Trace Context, as for ``tracestate``."""
+TRACESTATE_HEADER = "tracestate"
+
 _LONGEST_HEADERLESS_S = 5.0  # errors before this have a status of their own; then the stream begins, and keeps alive
 CLIENT_LEFT = "The client closed the connection before the answer was complete."
 
@@ -108,6 +114,7 @@ class Service:
             prepare: decodes the body; it is called before anything is stored or counted.
         """
         wanted, form = prepare()
+        wanted = traced(wanted, request)
         caller = caller_of(request)
         self.check_agent(caller, wanted.agent)
         claim = await self.claim(request, raw, caller)
@@ -260,6 +267,15 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
             return await request.body()
     except TimeoutError:
         raise RequestTimedOut(f"The body did not arrive within {limit_s:g} s. Send it faster, or send less.") from None
+
+
+def traced(wanted: RunRequest, request: Request[Any, Any, Any]) -> RunRequest:
+    """Return the request with what its headers say of the trace."""
+    keep = request.headers.get(KEEP_TRACE_HEADER, "").strip().lower() in {"true", "1"}
+    traceparent, tracestate = (request.headers.get(name) for name in (TRACEPARENT_HEADER, TRACESTATE_HEADER))
+    if not keep and traceparent is None:
+        return wanted
+    return replace(wanted, keep_trace=keep, traceparent=traceparent, tracestate=tracestate)
 
 
 def stored(wanted: RunRequest, answer: ResponsesAnswer) -> RunRequest:

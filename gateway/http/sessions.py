@@ -20,7 +20,7 @@ from gateway.storage.database import Pool
 from gateway.storage.erasure import Erasure, Subject, find_erasure, forget, last_erasure, sessions_of
 from gateway.storage.queue import ERASE, SCORE_CONVERSATION, enqueue_once
 from gateway.tracing.ledger import State as RunState
-from gateway.tracing.redaction import Redactor
+from gateway.tracing.redaction.redactor import Redactor
 
 AppRequest = Request[Any, Any, State]
 
@@ -298,7 +298,7 @@ _DUE_NOW = (
 )
 # The last turn's trace may still be in the memory of a web process.
 _ON_THE_WAY = """
-    SELECT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id) WHERE session_id = %(session_id)s)
+    SELECT EXISTS (SELECT 1 FROM outbox JOIN runs USING (trace_id) WHERE session_id = %(session_id)s AND NOT held)
         OR EXISTS (SELECT 1 FROM session_turns LEFT JOIN runs USING (trace_id)
                    WHERE session_turns.session_id = %(session_id)s AND runs.trace_id IS NULL
                      AND session_turns.created_at > now() - interval '1 minute')

@@ -64,6 +64,11 @@ def shortened(text: str, max_chars: int) -> str:
 
 def age_text(seconds: float) -> str:
     """Return how long ago something was, in the largest fitting unit."""
+    return f"{duration_text(seconds)} ago"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a stretch of time in the largest fitting unit."""
     if seconds < 60:
-        return f"{max(seconds, 0):.0f} s ago"
-    return f"{seconds / 60:.0f} min ago" if seconds < 3600 else f"{seconds / 3600:.0f} h ago"
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.0f} h"

@@ -13,9 +13,10 @@ from litestar.datastructures import State as AppState
 
 from gateway import __version__
 from gateway.errors import ServiceUnavailable
+from gateway.quality.funnel import STATE_COLOURS
 from gateway.quality.markup import Html
 from gateway.quality.rollups import report_of
-from gateway.quality.sections import STATE_COLOURS, render_report, render_unavailable
+from gateway.quality.sections import render_report, render_unavailable
 
 _PAGE = Template(files("gateway.quality").joinpath("page.html").read_text(encoding="utf-8"))
 

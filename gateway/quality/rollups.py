@@ -3,53 +3,27 @@
 They are read from the tables each time they are asked for, so that they are never older than the last score.
 """
 
-import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 import psycopg
 from litestar import Request, get
 from litestar.datastructures import State as AppState
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import PoolTimeout
 
-from gateway.errors import ServiceUnavailable
 from gateway.quality.links import MlflowLinks, conversation_url, trace_url
+from gateway.quality.reading import reading
 from gateway.storage.database import Pool
-from gateway.tracing.ledger import FUNNEL, MEANING, State
+from gateway.tracing.balance import Check, read_check
+from gateway.tracing.ledger import Ledger, Waiting, read_ledger, read_waiting
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 NEWEST_FAILURES = 20  # as many as a person looks through
-_READ_TIMEOUT_S = 10.0  # a reader gives up about then, and the connection is one that runs want
 
 Level = Literal["trace", "conversation"]
 """What a score judges: one run, or all turns of a session."""
-
-
-class StateCount(msgspec.Struct):
-    """Runs in one state of the ledger."""
-
-    state: State
-    meaning: str
-    """The state in plain words."""
-    runs: int
-    share: float | None
-    """Share of all runs of the window, 0 to 1; ``None`` if there were none."""
-    reasons: dict[str, int]
-    """Runs by reason, most first, where the ledger names one (``dropped``, ``failed``)."""
-
-
-class Ledger(msgspec.Struct):
-    """What became of the runs that were served."""
-
-    total: int
-    """Runs served: the sum over all states."""
-    scored_share: float | None
-    """Share of the runs that all quality figures speak for, 0 to 1; ``None`` if there were no runs."""
-    states: list[StateCount]
-    """Every state, also those with no run, in the order of the ledger."""
 
 
 class AgentRuns(msgspec.Struct):
@@ -134,6 +108,8 @@ class QualityReport(msgspec.Struct):
     generated_at: datetime
     hour: Window
     day: Window
+    waiting: Waiting
+    check: Check
     failures: list[Failure]
     """The newest of the last day, newest first, 20 at the most."""
     mlflow_url: str | None
@@ -191,28 +167,22 @@ async def read_quality(pool: Pool, links: MlflowLinks, now: datetime) -> Quality
     Raises:
         ServiceUnavailable: the database is away, or takes too long.
     """
-    try:
-        async with asyncio.timeout(_READ_TIMEOUT_S), pool.connection() as connection:
-            # One connection, one statement after the other: the others are for the runs.
-            cursor = connection.cursor(row_factory=dict_row)
-            hour = await _read_window(cursor, now - HOUR)
-            day = await _read_window(cursor, now - DAY)
-            await cursor.execute(_FAILURES, {"since": now - DAY, "limit": NEWEST_FAILURES})
-            failures = msgspec.convert(await cursor.fetchall(), list[Failure])
-    except (psycopg.OperationalError, PoolTimeout, TimeoutError) as error:
-        raise ServiceUnavailable(
-            "The figures cannot be read: the database does not answer in time. See /health, and try again shortly."
-        ) from error
+    # One connection, one statement after the other: the others are for the runs.
+    async with reading(pool) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        hour = await _read_window(cursor, now - HOUR)
+        day = await _read_window(cursor, now - DAY)
+        await cursor.execute(_FAILURES, {"since": now - DAY, "limit": NEWEST_FAILURES})
+        failures = msgspec.convert(await cursor.fetchall(), list[Failure])
+        waiting, checked = await read_waiting(cursor), await read_check(connection)
     experiment_url = await links.experiment_url()
     for failure in failures:
         failure.mlflow_url = _failure_url(failure, experiment_url)
-    return QualityReport(now, hour, day, failures, experiment_url)
+    return QualityReport(now, hour, day, waiting, checked, failures, experiment_url)
 
 
 async def _read_window(cursor: psycopg.AsyncCursor[DictRow], since: datetime) -> Window:
     parameters = {"since": since}
-    await cursor.execute(FUNNEL, parameters)
-    ledger = to_ledger([(row["state"], row["reason"], int(row["runs"])) for row in await cursor.fetchall()])
+    ledger, _ = await read_ledger(cursor, since)
     await cursor.execute(_AGENTS, parameters)
     agents = [AgentRuns(**row) for row in await cursor.fetchall()]
     await cursor.execute(_SCORERS, parameters)
@@ -220,27 +190,6 @@ async def _read_window(cursor: psycopg.AsyncCursor[DictRow], since: datetime) ->
     for rollup in scorers:
         rollup.mean = None if rollup.mean is None else float(rollup.mean)
     return Window(since, ledger, agents, scorers)
-
-
-def to_ledger(rows: list[tuple[str, str, int]]) -> Ledger:
-    """Return the ledger of rows of state, reason (empty: none) and runs; a state that no row names has no runs."""
-    reasons: dict[State, dict[str, int]] = {state: {} for state in MEANING}
-    for state, reason, runs in sorted(rows, key=lambda row: -row[2]):
-        of_state = reasons[cast("State", state)]
-        of_state[reason] = of_state.get(reason, 0) + runs
-    counts = {state: sum(of_state.values()) for state, of_state in reasons.items()}
-    total = sum(counts.values())
-    states = [
-        StateCount(
-            state=state,
-            meaning=meaning,
-            runs=counts[state],
-            share=counts[state] / total if total else None,
-            reasons={reason: runs for reason, runs in reasons[state].items() if reason},
-        )
-        for state, meaning in MEANING.items()
-    ]
-    return Ledger(total, counts["scored"] / total if total else None, states)
 
 
 def _failure_url(failure: Failure, experiment_url: str | None) -> str | None:

@@ -5,11 +5,13 @@ Bars are SVG shapes, since the page's policy rightly refuses ``style`` attribute
 
 from datetime import datetime
 
+from gateway.quality.funnel import render_ledger, words
 from gateway.quality.markup import (
     NOTHING,
     Html,
     age_text,
     count_text,
+    duration_text,
     fill,
     join,
     mean_text,
@@ -22,28 +24,18 @@ from gateway.quality.rollups import (
     AgentRuns,
     FailedScore,
     Failure,
-    Ledger,
     Level,
     QualityReport,
     ScorerRollup,
-    StateCount,
     Window,
 )
-from gateway.tracing.ledger import MEANING, State
+from gateway.tracing.ledger import State, Waiting
 
 _LOST: tuple[State, ...] = ("redaction_blocked", "dropped", "failed")
 _MAX_VALUE_CHARS = 120  # a page is for a look; the whole text is in the JSON and in MLflow
 _MAX_RATIONALE_CHARS = 600  # as above
-_LABEL_FITS = 0.12  # share of the bar that has room for "12 %", on a phone too
-_NAME_FITS = 0.4  # share of the bar that has room for the state's name as well
 
 _ScorerKey = tuple[str, Level, str, str]
-
-
-STATE_COLOURS = Html(
-    "\n".join(f".{state} {{ fill: var(--{state}); background: var(--{state}); }}" for state in MEANING)
-)
-"""Style rules: each state's colour, in the bars (fill) and in the table (background)."""
 
 
 def render_report(report: QualityReport, base_url: str) -> Html:
@@ -55,8 +47,8 @@ def render_report(report: QualityReport, base_url: str) -> Html:
     """
     return join(
         [
-            _tiles(report.hour.ledger),
-            _ledger(report, base_url),
+            _tiles(report),
+            render_ledger(report, base_url),
             _scorers(report),
             _failures(report),
             fill(
@@ -75,28 +67,31 @@ def render_unavailable(message: str) -> Html:
     )
 
 
-def _words(state: State) -> str:
-    return state.replace("_", " ")
-
-
 # --- the last hour at a glance ---
 
 
-def _tiles(ledger: Ledger) -> Html:
+def _tiles(report: QualityReport) -> Html:
+    ledger = report.hour.ledger
     runs: dict[State, int] = {count.state: count.runs for count in ledger.states}
     lost = sum(runs[state] for state in _LOST)
-    detail = ", ".join(f"{count_text(runs[state])} {_words(state)}" for state in _LOST if runs[state])
+    detail = ", ".join(f"{count_text(runs[state])} {words(state)}" for state in _LOST if runs[state])
     return fill(
         '<dl class="tiles" aria-label="The last hour">{tiles}</dl>',
         tiles=join(
             [
                 _tile("Runs served", count_text(ledger.total), "in the last hour"),
                 _tile("Scored", percent_text(ledger.scored_share), "of these runs: what the figures below speak for"),
-                _tile("On their way", count_text(runs["pending"]), "waiting for MLflow and the scorers"),
+                _tile("On their way", count_text(runs["pending"]), _lag(report.waiting)),
                 _tile("Lost", count_text(lost), detail or "nothing withheld, dropped or failed", alarming=lost > 0),
             ]
         ),
     )
+
+
+def _lag(waiting: Waiting) -> str:
+    if waiting.oldest_s is None:
+        return "no trace waits for an evaluator"
+    return f"the oldest has waited {duration_text(waiting.oldest_s)} for an evaluator"
 
 
 def _tile(label: str, figure: str, detail: str, *, alarming: bool = False) -> Html:
@@ -107,100 +102,6 @@ def _tile(label: str, figure: str, detail: str, *, alarming: bool = False) -> Ht
         label=label,
         figure=f"⚠ {figure}" if alarming else figure,
         detail=detail,
-    )
-
-
-# --- the ledger ---
-
-
-def _ledger(report: QualityReport, base_url: str) -> Html:
-    hour, day = report.hour.ledger, report.day.ledger
-    rows = [_state_row(*counts) for counts in zip(hour.states, day.states, strict=True)]
-    return fill(
-        '<section class="card"><h2>What became of the runs</h2>'
-        '<p class="soft small">Every run served is in exactly one state, and the states add up to the total.</p>'
-        "{hint}{hour_bar}{day_bar}"
-        '<table><thead><tr><th scope="col">State</th><th scope="col" class="count">Last hour</th>'
-        '<th scope="col" class="count">Last 24 hours</th></tr></thead><tbody>{rows}'
-        '<tr><th scope="row">Total</th><td class="count"><b>{hour_total}</b></td>'
-        '<td class="count"><b>{day_total}</b></td></tr></tbody></table></section>',
-        hint=NOTHING if hour.total else _no_runs_hint(base_url),
-        hour_bar=_stacked_bar("Last hour", hour),
-        day_bar=_stacked_bar("Last 24 hours", day),
-        rows=join(rows),
-        hour_total=count_text(hour.total),
-        day_total=count_text(day.total),
-    )
-
-
-def _no_runs_hint(base_url: str) -> Html:
-    return fill(
-        '<div class="hint"><p>No runs in the last hour. Send one:</p><pre><code>{command}</code></pre></div>',
-        command=f"curl {base_url}invocations -H 'Content-Type: application/json' "
-        """-d '{"input": "What is 17 * 23?"}'""",
-    )
-
-
-def _stacked_bar(label: str, ledger: Ledger) -> Html:
-    if not ledger.total:
-        return NOTHING
-    segments, start = [], 0.0
-    for count in ledger.states:
-        if count.runs:
-            segments.append(_segment(count, start))
-            start += count.share or 0.0
-    spoken = ", ".join(f"{_words(count.state)} {percent_text(count.share)}" for count in ledger.states if count.runs)
-    return fill(
-        '<figure class="stack"><figcaption><span>{label}</span><span class="number">{total} runs</span></figcaption>'
-        '<svg role="img" aria-label="{spoken}">{segments}</svg></figure>',
-        label=label,
-        total=count_text(ledger.total),
-        spoken=f"{label}: {spoken}",
-        segments=join(segments),
-    )
-
-
-def _segment(count: StateCount, start: float) -> Html:
-    share = count.share or 0.0
-    text = ""
-    if share >= _LABEL_FITS:
-        text = f"{_words(count.state)} {percent_text(share)}" if share >= _NAME_FITS else percent_text(share)
-    return fill(
-        '<svg x="{x}%" width="{width}%" height="100%"><title>{title}</title>'
-        '<rect class="{state} edge" width="100%" height="100%"/>'
-        '<text x="50%" y="50%" text-anchor="middle" dominant-baseline="central">{text}</text></svg>',
-        x=f"{100 * start:.3f}",
-        width=f"{100 * share:.3f}",
-        title=f"{_words(count.state)}: {count_text(count.runs)}",
-        state=count.state,
-        text=text,
-    )
-
-
-def _state_row(hour: StateCount, day: StateCount) -> Html:
-    return fill(
-        '<tr><th scope="row"><svg class="swatch {state}" aria-hidden="true"></svg>{name}'
-        ' <span class="soft small meaning">{meaning}</span></th>{hour}{day}</tr>',
-        state=hour.state,
-        name=_words(hour.state),
-        meaning=hour.meaning,
-        hour=_state_cell(hour),
-        day=_state_cell(day),
-    )
-
-
-def _state_cell(count: StateCount) -> Html:
-    if not count.runs:
-        return Html('<td class="count none">0</td>')
-    reasons = [
-        fill('<div class="soft small">{reason} {n}</div>', reason=r.replace("_", " "), n=count_text(n))
-        for r, n in count.reasons.items()
-    ]
-    return fill(
-        '<td class="count">{runs} <span class="soft of">{share}</span>{reasons}</td>',
-        runs=count_text(count.runs),
-        share=percent_text(count.share),
-        reasons=join(reasons),
     )
 
 
