@@ -112,6 +112,47 @@ async def test_what_has_a_time_of_its_own(pool, rows, table, column, template, o
     assert rows(f"SELECT {column} > now() - %s::interval FROM {table}", old) == [(True,)]
 
 
+async def test_what_was_decided_of_sessions(pool, rows) -> None:
+    """What was decided of a session goes long after its last run, unless turns are held or MLflow is to be told."""
+    rows(
+        """
+        INSERT INTO sampled_sessions (session_id, rate, kept, last_run_at, promoted_at, projected_at) VALUES
+            ('old', 1, true, now() - interval '31 days', NULL, NULL),
+            ('told', 1, true, now() - interval '31 days', now(), now()),
+            ('untold', 1, true, now() - interval '31 days', now(), NULL),
+            ('held', 0, false, now() - interval '31 days', NULL, NULL),
+            ('new', 1, true, now() - interval '29 days', NULL, NULL)
+        RETURNING 1
+        """
+    )
+    rows(
+        """
+        WITH run AS (
+            INSERT INTO runs (trace_id, session_id, agent, agent_version, status, offline, state,
+                              inclusion_probability, duration_ms, started_at)
+            SELECT 'tr-' || session_id, session_id, 'math', '1', 'ok', true, 'pending', 0, 1, now()
+            FROM sampled_sessions RETURNING trace_id)
+        INSERT INTO outbox (trace_id, payload, held) SELECT trace_id, 'x', trace_id = 'tr-held' FROM run RETURNING 1
+        """
+    )
+    assert await Retention(pool, days=30).sweep() == {"sampled_sessions": 2}
+    assert rows("SELECT session_id FROM sampled_sessions ORDER BY 1") == [("held",), ("new",), ("untold",)]
+
+
+async def test_a_process_that_is_not_settled_keeps_its_name(pool, rows) -> None:
+    """The host of a dead process is known until its counters are settled, however long that takes."""
+    rows(
+        "INSERT INTO web_processes (process_id, host, pid, started_at) OVERRIDING SYSTEM VALUE "
+        "VALUES (1, 'settled', 1, now() - interval '9 days'), (2, 'left', 1, now() - interval '9 days') RETURNING 1"
+    )
+    rows(
+        "INSERT INTO run_counts (process_id, agent, served, closed_at) "
+        "VALUES (1, 'math', 1, now()), (2, 'math', 1, NULL) RETURNING 1"
+    )
+    assert await Retention(pool, days=30).sweep() == {"web_processes": 1}
+    assert rows("SELECT host FROM web_processes") == [("left",)]
+
+
 async def test_an_erasure_that_is_not_done_stays(pool, rows) -> None:
     """An erasure that still has traces to remove stays, however old it is."""
     rows(

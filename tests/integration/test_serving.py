@@ -136,8 +136,8 @@ async def test_nothing_anyone_wrote_is_readable_in_the_database(serve, make_sett
 
 
 async def test_an_unsampled_session_is_counted_and_not_kept(serve, make_settings, rows) -> None:
-    """With a sample rate of 0 the run is answered and in the ledger, and no trace waits in the outbox."""
-    async with serve(make_settings(sample_rate=0.0)) as client:
+    """With a sample rate of 0 and no tail rule the run is answered and in the ledger, and no trace is in the outbox."""
+    async with serve(make_settings(sample_rate=0.0, tail_rules=())) as client:
         answer = await client.post("/invocations", json=ask("12 + 30"))
     assert answer.json()["sampled"] is False
     assert rows("SELECT state, status FROM runs") == [("sampled_out", "ok")]

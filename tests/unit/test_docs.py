@@ -1,6 +1,7 @@
 """The documentation says what the code does: settings, routes, error codes."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from gateway import errors
 from gateway.http.bodies import IGNORED, REFUSED
 from gateway.http.errors import _HTTP_CODES
-from gateway.settings import ENV_PREFIX, ScorerRule, Settings
+from gateway.settings import ENV_PREFIX, AgentRule, ScorerRule, Settings
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -17,6 +18,8 @@ DOCS = ROOT / "docs"
 
 def shown(default: object) -> str:
     """Return a default as the documentation writes it."""
+    if isinstance(default, tuple):
+        return json.dumps(default)
     return "none" if default is None else str(default)
 
 
@@ -43,6 +46,12 @@ def test_every_key_of_a_scorer_rule_is_documented() -> None:
     """The table of the scorers' rules has every key of a rule."""
     text = (DOCS / "settings.md").read_text()
     assert all(f"| `{name}` |" in text for name in ScorerRule.model_fields)
+
+
+def test_every_key_of_an_agent_rule_is_documented() -> None:
+    """The table of the agents' rules has every key of a rule."""
+    text = (DOCS / "settings.md").read_text()
+    assert all(f"| `{name}` |" in text for name in AgentRule.model_fields)
 
 
 def subclasses(error: type[errors.GatewayError]) -> set[type[errors.GatewayError]]:
