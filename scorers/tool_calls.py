@@ -56,16 +56,18 @@ def _error_message(span: Span) -> str:
 def valid_tool_arguments(trace: Trace) -> Feedback | None:
     """Pass if each call's arguments fit the JSON Schema that the model was given, and the model made up no tool.
 
-    Not counted: a tool whose definition is not in the trace (a hosted one, say), and a value that redaction replaced.
+    Not counted: a tool whose definition is not in the trace (a hosted one, say). The gateway has checked the arguments
+    before redaction; in traces of other origin a value that redaction replaced is not counted either.
     """
     definitions = {tool["name"]: tool.get("parameters") for tool in _offered_tools(trace)}
-    checked = [call for call in tool_calls(trace) if isinstance(definitions.get(call.name), dict)]
+    checked = [call for call in tool_calls(trace) if _was_checked(call) or isinstance(definitions.get(call.name), dict)]
     made_up = _made_up_tools(trace)
     if not checked and not made_up:
         return None
     problems = [f"{name}: no such tool" for name in made_up]
     for call in checked:
-        problems += [f"{call.name}: {problem}" for problem in _argument_problems(call.inputs, definitions[call.name])]
+        found = _noted_problems(call) if _was_checked(call) else _argument_problems(call.inputs, definitions[call.name])
+        problems += [f"{call.name}: {problem}" for problem in found]
     if problems:
         return Feedback(value=False, rationale="; ".join(problems))
     return Feedback(value=True, rationale=f"The arguments of {len(checked)} tool calls fit their schemas.")
@@ -98,6 +100,16 @@ def _requested_calls(outputs: Any) -> list[dict[str, Any]]:
     choices = outputs.get("choices") if isinstance(outputs, dict) else None
     messages = [choice.get("message") or {} for choice in choices or [] if isinstance(choice, dict)]
     return [call for message in messages for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+
+
+def _was_checked(call: Span) -> bool:
+    return isinstance(call.get_attribute("gateway.arguments_valid"), bool)
+
+
+def _noted_problems(call: Span) -> list[str]:
+    if call.get_attribute("gateway.arguments_valid"):
+        return []
+    return [str(call.get_attribute("gateway.arguments_error") or "the arguments do not fit its schema")]
 
 
 def _argument_problems(arguments: Any, schema: dict[str, Any]) -> list[str]:

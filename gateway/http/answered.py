@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     trace_id: str
     """The run's trace in MLflow, and its row in the ledger."""
     sampled: bool
-    """Whether the trace is kept and scored."""
+    """Whether sampling keeps the conversation; a tail rule may keep it all the same."""
     agent: str
     agent_version: str
     """First 12 digits of the SHA-256 of the agent's folder."""

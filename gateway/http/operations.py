@@ -85,6 +85,15 @@ HEADERS: Json = {
         "description": "The same as `session_id`, as Amazon's AgentCore sends it.",
         "schema": msgspec.json.schema(Id),
     },
+    "X-Gateway-Keep-Trace": {
+        "description": "`true`: the traces of the conversation are kept, whatever the sampling says.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    },
+    "traceparent": {
+        "description": "The caller's place in its own trace (W3C Trace Context); an invalid one is passed over.",
+        "schema": {"type": "string"},
+    },
+    "tracestate": {"description": "Goes with `traceparent`.", "schema": {"type": "string"}},
     RETURN_TRACE_HEADER: {
         "description": "`true`: `metadata.trace_id` of the answer is the id of the run's trace in MLflow.",
         "schema": {"type": "string", "enum": ["true", "false"]},

@@ -24,6 +24,9 @@ Connection = psycopg.AsyncConnection[Any]
 _LOCK = 0x6167_7466
 BESIDE_NO_ERASURE = f"SELECT pg_advisory_xact_lock_shared({_LOCK})"
 """First statement of a transaction that writes what came from runs: nothing is erased until its end."""
+ERASED_KEPT_DAYS = 7
+"""Days for which it is known that a session was forgotten: any run that was under way then has ended, or died, by then.
+Nothing that is older is taken in any more."""
 _ALONE = f"SELECT pg_advisory_xact_lock({_LOCK})"
 
 

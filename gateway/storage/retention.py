@@ -13,6 +13,7 @@ import psycopg
 import structlog
 
 from gateway.storage.database import Pool
+from gateway.storage.erasure import ERASED_KEPT_DAYS
 from gateway.storage.signals import LIVING
 
 log = structlog.get_logger(__name__)
@@ -25,7 +26,6 @@ _BATCH = 1000  # rows a statement: with the turns that go with a session, well u
 _LOCK = 0x6167_7472
 """Advisory lock of the process that deletes."""
 
-_ERASED_KEPT = "7 days"  # any run that was under way when its session was forgotten has ended, or died, by then
 _ERASURES_KEPT = "30 days"  # a month is what the law gives for an answer to whoever asked to be forgotten
 
 
@@ -112,7 +112,7 @@ _STATEMENTS = (
     _delete("paused_runs", "created_at < now() - %(keep)s"),
     _delete("sampled_sessions", f"last_run_at < now() - %(keep)s AND {_SETTLED}"),
     _delete("idempotency_keys", "expires_at < now()"),
-    _delete("erased_sessions", f"erased_at < now() - interval '{_ERASED_KEPT}'"),
+    _delete("erased_sessions", f"erased_at < now() - interval '{ERASED_KEPT_DAYS} days'"),
     _delete("erasures", f"done_at < now() - interval '{_ERASURES_KEPT}'"),
     _delete("session_waiters", "waiting_until < now() - interval '1 minute'"),
     _delete("key_slots", f"process_id NOT IN ({LIVING})"),

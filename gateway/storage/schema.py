@@ -274,7 +274,7 @@ runs = Table(
     Column("status", Text, nullable=False, comment="ok or error: how the run ended for the client"),
     Column("offline", Boolean, nullable=False, comment="an offline model answered"),
     Column("state", Text, nullable=False),
-    Column("reason", Text, comment="for dropped and failed: why"),
+    Column("reason", Text, comment="of failed, sampled_out and redaction_blocked: why, where there is more to say"),
     Column("inclusion_probability", Double, nullable=False),
     _time("started_at", default_now=False),
     Column("duration_ms", Double, nullable=False),

@@ -154,3 +154,11 @@ async def test_tags_are_written_again_when_a_rule_is_added(connection: Connectio
     assert await (await connection.execute(told)).fetchone() == (True,)
     await store(connection, run("a", "slow"))
     assert await (await connection.execute(told)).fetchone() == (False,)
+
+
+async def test_a_session_that_stays_out_stays_out(connection: Connection) -> None:
+    """With no rule that could promote it, a session is remembered as not drawn, and a higher rate changes nothing."""
+    await store(connection, run("a", state="sampled_out", payload=None))
+    later = run("a", drawn=True, rate=1.0)
+    await store(connection, later, hold=False)
+    assert await ledger(connection, later) == [("sampled_out", 0.1, [], None)]

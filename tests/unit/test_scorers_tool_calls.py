@@ -119,6 +119,14 @@ class TestValidToolArguments:
         assert value("valid_tool_arguments", "q", "a", call) is None
         assert value("valid_tool_arguments", "q", "a", call, tools=[traces.tool("web_search")]) is False
 
+    @pytest.mark.parametrize("fits", [True, False])
+    def test_what_was_found_before_redaction_counts(self, traces, value, fits):
+        """Where the gateway has checked the arguments as they were, its finding counts, not how they look now."""
+        call = traces.Call("convert", {"to": PHONE}, 1, fits=fits)
+        tools = [traces.tool("convert", to={"type": "string", "maxLength": 3})]
+        assert value("valid_tool_arguments", "q", "a", call, tools=tools) is fits
+        assert value("valid_tool_arguments", "q", "a", call) is fits
+
     def test_made_up_tool(self, traces, shipped_scorers):
         """A call of a tool that was never offered, and so never ran, fails."""
         trace = traces.trace("q", None, traces.Call("fly_to_moon", {}, None), tools=[traces.tool("convert")])

@@ -28,6 +28,8 @@ class Call:
     result: Any = None
     error: str | None = None
     documents: Sequence[str] = ()
+    fits: bool | None = None
+    """What the gateway found before redaction; ``None``: it did not look."""
 
 
 def tool(name: str, *, required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class _Builder:
         at = self.started_ns + span_id * 1_000_000
         values = {"mlflow.traceRequestId": self.request_id, "mlflow.spanType": span_type, "mlflow.spanInputs": inputs}
         values |= {} if outputs is None else {"mlflow.spanOutputs": outputs}
-        values |= {f"mlflow.chat.{key}": value for key, value in attributes.items()}
+        values |= {key if "." in key else f"mlflow.chat.{key}": value for key, value in attributes.items()}
         failure = {"exception.type": "RuntimeError", "exception.message": error or ""}
         otel_span = ReadableSpan(
             name=name,
@@ -94,7 +96,8 @@ def _add_round(builder: _Builder, calls: list[Call], messages: list[Any], tools:
     builder.add("model", SpanType.CHAT_MODEL, {"messages": list(messages)}, outputs, tools=list(tools))
     messages.append(message)
     for call, request in zip(calls, requests, strict=True):
-        parent = builder.add(call.name, SpanType.TOOL, call.arguments, call.result, error=call.error)
+        noted = {} if call.fits is None else {"gateway.arguments_valid": call.fits}
+        parent = builder.add(call.name, SpanType.TOOL, call.arguments, call.result, error=call.error, **noted)
         if call.documents:
             documents = [
                 {"page_content": text, "metadata": {"doc_id": f"d{i}"}} for i, text in enumerate(call.documents)

@@ -317,7 +317,7 @@ class OutboxWriter:
             self._pool.connection(CONNECTION_S) as connection,
             connection.transaction(),
         ):
-            wanted = await store_runs(connection, runs, hold=self._live.now.hold_s > 0)
+            wanted = await store_runs(connection, runs, hold=self._live.now.hold_s > 0, pin=self._live.now.tracing)
             await store_counts(connection, self._tally.owner.process_id, changed, recorded)
         self._recorded, self._reported, self._heard_at = recorded, counts, time.monotonic()
         self._work_for_evaluators |= wanted

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ from procrastinate import App
 from gateway.crypto import Cipher, WrongKey
 from gateway.reloading import LiveSettings
 from gateway.storage.database import Pool
+from gateway.storage.erasure import ERASED_KEPT_DAYS
 from gateway.storage.queue import DRAIN_OUTBOX, enqueue_once
 from gateway.tracing.handover.outbox import BATCH_BYTES, BATCH_RUNS, CONNECTION_S, STORE_S
 from gateway.tracing.handover.settling import settle
@@ -161,10 +163,16 @@ class Recovery:
         return stored, damaged
 
     async def _store(self, runs: Sequence[FinishedRun]) -> bool:
-        """Store a batch; return whether there is work for evaluators. What the database refuses is passed over."""
+        """Store a batch; return whether there is work for evaluators. What the database refuses is passed over.
+
+        So is what has lain there for so long that nobody would know if its session was forgotten meanwhile; it counts
+        as what the crash took.
+        """
+        oldest_ns = time.time_ns() - ERASED_KEPT_DAYS * 86_400 * 10**9
+        runs = [run for run in runs if run.started_ns > oldest_ns]
         try:
             async with self._connection() as connection:
-                return await store_runs(connection, runs, hold=self._live.now.hold_s > 0)
+                return await store_runs(connection, runs, hold=self._live.now.hold_s > 0, pin=self._live.now.tracing)
         except psycopg.DataError as error:
             if len(runs) <= 1:
                 log.error("the database refuses a run", error=type(error).__name__)

@@ -48,7 +48,7 @@ class FinishedRun(msgspec.Struct):
     """The trace: redacted, encoded, encrypted. ``None`` unless it is pending."""
 
 
-async def store_runs(connection: Connection, runs: Sequence[FinishedRun], *, hold: bool) -> bool:
+async def store_runs(connection: Connection, runs: Sequence[FinishedRun], *, hold: bool, pin: bool = True) -> bool:
     """Store a batch, within the caller's transaction.
 
     A run that began before its session or its user was forgotten is counted, and nothing else of it is kept.
@@ -57,6 +57,8 @@ async def store_runs(connection: Connection, runs: Sequence[FinishedRun], *, hol
         connection: in a transaction.
         runs: in the order in which they ended.
         hold: keep the traces of sessions that are not sampled for as long as a later turn may promote them.
+        pin: remember what was drawn for a session also where nothing is to be kept of it, so that it stays out when
+            the rate rises; not needed while nothing is traced at all.
 
     Returns:
         Whether there is something for the evaluators to take in.
@@ -65,7 +67,8 @@ async def store_runs(connection: Connection, runs: Sequence[FinishedRun], *, hol
         return False
     await connection.execute(BESIDE_NO_ERASURE)
     erased = await _erased(connection, runs)
-    decisions, promoted = await _decide(connection, [run for run in runs if run.trace_id not in erased])
+    asking = [run for run in runs if run.trace_id not in erased and (pin or run.state != "sampled_out" or run.rules)]
+    decisions, promoted = await _decide(connection, asking)
     rows = [
         _forgotten(run) if run.trace_id in erased else _row(run, decisions.get(run.session_id), hold=hold)
         for run in runs
@@ -99,11 +102,9 @@ async def _erased(connection: Connection, runs: Sequence[FinishedRun]) -> set[st
 
 async def _decide(connection: Connection, runs: Sequence[FinishedRun]) -> tuple[dict[str, Decision], list[str]]:
     """Return what becomes of the runs' sessions by session id, and the sessions that meet a tail rule."""
-    # Runs of which nothing was captured ask for no decision, unless they are to promote the turns before them.
-    asking = [run for run in runs if run.state != "sampled_out" or run.rules]
     first: dict[str, FinishedRun] = {}
     rules: dict[str, list[str]] = {}
-    for run in asking:
+    for run in runs:
         first.setdefault(run.session_id, run)
         rules.setdefault(run.session_id, []).extend(run.rules)
     if not first:

@@ -36,7 +36,7 @@ class Owner(msgspec.Struct, frozen=True):
     process_id: int
     """Id of the web process (table ``web_processes``)."""
     database: str
-    """Which database it serves from (`gateway.tracing.settling.database_identity`): a home may see several."""
+    """Which database it serves from (`settling.database_identity`): a home may see several."""
     host: str
     started_ns: int
     """When the process began to count, nanoseconds since the epoch."""
