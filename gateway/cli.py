@@ -27,7 +27,7 @@ from rich.text import Text
 from gateway import __version__
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, GatewayError
-from gateway.logs import configure_logging
+from gateway.logs import configure_logging, redact_prints
 from gateway.settings import Settings, load_settings, unknown_settings
 from gateway.storage.api_keys import SCOPES, ApiKey, check_open, create_key, list_keys, revoke_key
 from gateway.storage.database import database_url, migrate
@@ -64,11 +64,13 @@ def _messages() -> Iterator[None]:
         sys.exit(2)
 
 
-def _prepare() -> Settings:
-    """Read the settings and set up logging, which redacts."""
+def _prepare(*, serves: bool = False) -> Settings:
+    """Read the settings and set up logging, which redacts; so is what is printed, in a process that ``serves``."""
     settings = load_settings()
     redactor = Redactor(load_keys(settings).derive("redaction"), settings.redact_patterns)
     configure_logging(settings.log_level, redactor.text)
+    if serves:
+        redact_prints(redactor.text)
     if (
         unknown := unknown_settings()
     ):  # not refused: an orchestrator sets variables of that prefix for a service so named
@@ -95,7 +97,7 @@ def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
     from gateway.app import Server, create_app  # noqa: PLC0415
     from gateway.http.connections import MAX_HEAD_BYTES, Connection  # noqa: PLC0415
 
-    settings = _prepare()
+    settings = _prepare(serves=True)
     _allow_many_connections()
     url = database_url(settings)
     migrate(url)
@@ -137,7 +139,7 @@ def worker() -> None:
         ) from None
     from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
 
-    settings = _prepare()
+    settings = _prepare(serves=True)
     migrate(database_url(settings))
     asyncio.run(run_evaluator(settings))
     _leave()

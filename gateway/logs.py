@@ -5,6 +5,7 @@ finished line's parts, values of any kind at any depth and exceptions with their
 it cannot redact is withheld, and a line says so.
 """
 
+import io
 import logging
 import sys
 import threading
@@ -15,6 +16,8 @@ import structlog
 
 _DEPTH = 8  # deeper, a value in a log line is written as text
 _WITHHELD = "a log line was withheld: it could not be redacted"
+
+_LONGEST_LINE = 100_000  # characters printed without a line break, after which it counts as a line
 
 
 def configure_logging(level: str, redact: Callable[[str], str]) -> None:
@@ -57,6 +60,59 @@ def configure_logging(level: str, redact: Callable[[str], str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     _log_what_nothing_caught()
+
+
+def redact_prints(redact: Callable[[str], str]) -> None:
+    """Redact what agents, tools and scorers print, too: in a service it ends where the log does. To be called once.
+
+    Args:
+        redact: as for `configure_logging`, which comes first: what it writes is redacted already.
+    """
+    sys.stdout = _RedactedPrints(sys.stdout, redact)
+    sys.stderr = _RedactedPrints(sys.stderr, redact)
+
+
+class _RedactedPrints(io.TextIOBase):
+    """A text stream that passes on whole lines, redacted: a value may come in pieces."""
+
+    def __init__(self, stream: TextIO, redact: Callable[[str], str]):
+        self._stream = stream
+        self._redact = redact
+        self._begun = ""
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Take a text; its whole lines are written, as one: a key may take several."""
+        with self._lock:
+            whole, end, self._begun = (self._begun + text).rpartition("\n")
+            if len(self._begun) > _LONGEST_LINE:
+                whole, end, self._begun = whole + end + self._begun, "\n", ""
+            if end:
+                self._write(whole + end)
+        return len(text)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Name of the encoding that the stream writes."""
+        return self._stream.encoding
+
+    def flush(self) -> None:
+        """Write what is there of the lines before; one that was begun waits for its end."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """Return the descriptor, for those who ask whether it is a terminal."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Return whether people read it."""
+        return self._stream.isatty()
+
+    def _write(self, lines: str) -> None:
+        try:
+            self._stream.write(self._redact(lines))
+        except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
+            self._stream.write(f"(printed lines were withheld: {type(error).__name__})\n")
 
 
 class _Redacting(logging.StreamHandler[TextIO]):

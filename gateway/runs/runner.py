@@ -234,7 +234,10 @@ class AgentRunner:
             if active.counts(outcome):
                 outcome.trace_id = active.run.trace_id
             active.capture.answer = None
-            await self._store_failure(active, outcome)
+            try:
+                await self._store_failure(active, outcome)
+            except Exception:
+                log.exception("that a response has failed could not be noted", trace_id=active.run.trace_id)
         self._finish(active, error, counts=active.counts(outcome))
         active.end(outcome)
 
@@ -431,4 +434,8 @@ def _trace_error(error: BaseException, told: GatewayError) -> SpanError:
         isinstance(error, asyncio.CancelledError) and not isinstance(told, RunFailed)
     ):
         return SpanError("CANCELLED", str(told))
-    return SpanError(told.code, str(error.__cause__ or error))
+    cause = error.__cause__ or error
+    try:
+        return SpanError(told.code, str(cause))
+    except Exception:  # noqa: BLE001 - an agent's own exceptions may fail at that, too
+        return SpanError(told.code, type(cause).__name__)

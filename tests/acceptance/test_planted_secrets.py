@@ -5,10 +5,16 @@ it has stopped, every byte below its home: tables, indexes, write-ahead log, ser
 """
 
 import base64
+import gzip
 import json
 import os
+import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import dedent
 from urllib.parse import quote
 
 import psycopg
@@ -40,6 +46,44 @@ PLANTED = {
     "password in JSON": '{"db_password": "Pl4ntedJsonPw55"}',
     "of the user's own kind": "EMP-774411",
 }
+TELLER = """
+    import logging
+    import sys
+
+    import mlflow
+    from agents import Agent, function_tool
+    from opentelemetry import trace
+
+
+    @function_tool
+    def tell(what: str) -> str:
+        '''Tell everyone, by every means.'''
+        sys.stdout.write(f"said {what}\\n")
+        logging.getLogger("teller").warning("said %s", what, extra={"more": {"said": [what]}})
+        mlflow.update_current_trace(tags={"said": what}, metadata={"said": what}, request_preview=what)
+        with mlflow.start_span(f"span {what}", attributes={"said": what}) as span:
+            span.set_inputs({what: what})
+            with trace.get_tracer("teller").start_as_current_span("inner") as inner:
+                inner.add_event("said", {"what": what})
+                inner.set_attribute("said", what)
+        try:
+            raise LookupError(what)
+        except LookupError:
+            logging.getLogger("teller").exception("it went wrong")
+        return f"told {what}"
+
+
+    agent = Agent(name="teller", tools=[tell])
+"""
+TELLERS_MODEL = """
+    from gateway.runs.offline import Call, OfflineModel
+
+    def decide(view):
+        results = view.tool_results_this_turn
+        return results[0].output if results else [Call("tell", what=view.last_user)]
+
+    model = OfflineModel(decide)
+"""
 NEEDLES = {
     "e-mail": "marta.planted77",
     "phone": "1512 9876 543",
@@ -97,6 +141,36 @@ def files(home: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path.relative_to(home)), path.read_bytes()
 
 
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Serve a second destination; yield its address and the bodies that it gets."""
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
+        server.shutdown()
+
+
+def agents_in(folder: Path) -> Path:
+    """Make a folder of agents: the tests' clerk, and one that uses every means there is to say something."""
+    shutil.copytree(ROOT / "tests" / "integration" / "desk", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "teller").mkdir()
+    (folder / "teller" / "agent.py").write_text(dedent(TELLER))
+    (folder / "teller" / "offline.py").write_text(dedent(TELLERS_MODEL))
+    return folder
+
+
 def converse(gateway: Gateway) -> None:
     """Send every marker by every route."""
     api = gateway.api
@@ -123,6 +197,7 @@ def converse(gateway: Gateway) -> None:
             chat = {"messages": [{"role": "user", "content": told}], "stream": stream, "user": session}
             api.post("/v1/chat/completions", json={"model": "clerk", **chat})
         ask(f"note {told}", background=True)
+        ask(told, model="teller", session=f"{session}-told")
         # A tool that fails, a run that fails, a guardrail, a tool that is not there, a call that is approved, or not.
         for failing in ("crash", "give_up", "forbidden", "conjure", "dawdle"):
             ask(f"{failing} {told}", stream=failing == "crash")
@@ -148,9 +223,10 @@ def converse(gateway: Gateway) -> None:
 def all_settled(gateway: Gateway) -> bool:
     """Whether every run is in its final state, and every conversation scored."""
     with psycopg.connect(running_url(gateway.home) or "") as connection:
+        [sending] = connection.execute("SELECT count(*) FROM otlp_outbox").fetchone() or [1]
         [pending] = connection.execute("SELECT count(*) FROM runs WHERE state = 'pending'").fetchone() or [1]
         [due] = connection.execute("SELECT count(*) FROM conversations WHERE due_at IS NOT NULL").fetchone() or [1]
-    return not pending and not due
+    return not pending and not due and not sending
 
 
 @pytest.mark.timeout(300)
@@ -158,45 +234,49 @@ def test_planted_secrets_are_found_nowhere(tmp_path: Path, judge: Judge) -> None
     """Of markers of every kind, sent by every route, nothing is in any table, log, artifact or prompt; others are."""
     config = tmp_path / "gateway.toml"
     config.touch()
-    gateway = Gateway(
-        tmp_path / "home",
-        GATEWAY_AGENTS_DIR=str(ROOT / "tests" / "integration" / "desk"),
-        GATEWAY_DEFAULT_AGENT="clerk",
-        GATEWAY_CONFIG=str(config),
-        GATEWAY_REDACT_PATTERNS=json.dumps({"EMPLOYEE": r"\bEMP-\d{6}\b"}),
-        GATEWAY_JUDGE_MODEL="openai:/judge-1",
-        GATEWAY_JUDGE_BASE_URL=judge.url,
-        GATEWAY_JUDGE_API_KEY="sk-judge",
-        GATEWAY_LOG_LEVEL="debug",
-    ).start()
     prompts_before = len(judge.requests)
-    try:
-        converse(gateway)
-        eventually(lambda: all_settled(gateway), within_s=150)
-        url = running_url(gateway.home)
-        assert url is not None
-        leaks, controls = {}, set()
-        for database in (url, sibling_database(url, "mlflow")):
-            for name, content in tables(database):
-                if kinds := found_in(content):
-                    leaks[f"table {name}"] = kinds
-                if CONTROL.encode() in content:
-                    controls.add(name)
-        shown = b"".join(gateway.api.get(path).content for path in ("/ops", "/v1/quality", "/v1/ledger", "/health"))
-        states = gateway.states()
-    finally:
-        gateway.stop()
-    for name, content in files(gateway.home):
+    leaks: dict[str, set[str]] = {}
+    controls: set[str] = set()
+
+    def search(place: str, content: bytes) -> None:
         if kinds := found_in(content):
-            leaks[f"file {name}"] = kinds
+            leaks[place] = kinds
         if CONTROL.encode() in content:
-            controls.add(name.split("/")[0])
-    prompts = json.dumps(judge.requests[prompts_before:]).encode()
-    if kinds := found_in(prompts) | found_in(shown):
-        leaks["prompts or pages"] = kinds
+            controls.add(place)
+
+    with collector() as (endpoint, sent):
+        gateway = Gateway(
+            tmp_path / "home",
+            GATEWAY_AGENTS_DIR=str(agents_in(tmp_path / "agents")),
+            GATEWAY_DEFAULT_AGENT="clerk",
+            GATEWAY_CONFIG=str(config),
+            GATEWAY_REDACT_PATTERNS=json.dumps({"EMPLOYEE": r"\bEMP-\d{6}\b"}),
+            GATEWAY_JUDGE_MODEL="openai:/judge-1",
+            GATEWAY_JUDGE_BASE_URL=judge.url,
+            GATEWAY_JUDGE_API_KEY="sk-judge",
+            GATEWAY_OTLP_ENDPOINT=endpoint,
+            GATEWAY_LOG_LEVEL="debug",
+        ).start()
+        try:
+            converse(gateway)
+            eventually(lambda: all_settled(gateway), within_s=150)
+            url = running_url(gateway.home)
+            assert url is not None
+            for database in ("gateway", "mlflow"):
+                for name, content in tables(sibling_database(url, database)):
+                    search(f"{database}.{name}", content)
+            for path in ("/ops", "/v1/quality", "/v1/ledger", "/health"):
+                search(path, gateway.api.get(path).content)
+            states = gateway.states()
+        finally:
+            gateway.stop()
+    for name, content in files(gateway.home):
+        search("wal" if name.startswith("postgres/pg_wal") else name.split("/")[0], content)
+    search("prompts", json.dumps(judge.requests[prompts_before:]).encode())
+    search("collector", b"".join(sent))
     assert leaks == {}
-    assert {"spans", "postgres"} <= controls, controls  # MLflow's table of spans, and the data folder's raw bytes
-    assert CONTROL.encode() in prompts
+    # What is nobody's secret is in every one of these places, so the search is not blind there.
+    assert {"mlflow.spans", "mlflow.trace_tags", "postgres", "wal", "serve.log", "prompts", "collector"} <= controls
     assert "redaction_blocked" not in states
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway.logs import configure_logging
+from gateway.logs import configure_logging, redact_prints
 from gateway.tracing.redaction.redactor import Redactor
 
 MARKERS = ("ann@", "bob@", "555-0142", "hunter22", "4111")
@@ -159,3 +159,22 @@ def test_a_handler_of_a_library_is_taken_over(logged: Any) -> None:
     lines = logged()
     own.warning("ann@example.com")
     assert [line["event"] for line in lines()] == ["<EMAIL>"]
+
+
+def test_what_is_printed_is_redacted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that a tool prints is redacted, in pieces too; a line that cannot be redacted is withheld."""
+
+    def redact(line: str) -> str:
+        if "broken" in line:
+            raise ValueError("ann@example.com")
+        return line.replace("ann@example.com", "<EMAIL>")
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    redact_prints(redact)
+    sys.stdout.write("write to ann@exam")
+    sys.stdout.write("ple.com please\n")
+    sys.stderr.write("broken ann@example.com\n")
+    captured = capsys.readouterr()
+    assert captured.out == "write to <EMAIL> please\n"
+    assert captured.err == "(printed lines were withheld: ValueError)\n"

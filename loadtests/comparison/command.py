@@ -1,4 +1,4 @@
-"""The command: ``python -m loadtests.compare``, in the project's folder."""
+"""What ``python loadtests/compare.py`` does."""
 
 import os
 import signal
@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cyclopts
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markdown import Markdown
@@ -103,7 +102,3 @@ def _run(
             except RequestsFailedError as error:
                 report.problems.append(f"{name}: {error}")
                 tell(report.problems[-1])
-
-
-if __name__ == "__main__":
-    cyclopts.run(main)

@@ -1,6 +1,6 @@
 """The side-by-side comparison: what the gateway costs, beside what one would use otherwise, on the same machine.
 
-``python -m loadtests.compare`` runs it; ``loadtests/README.md`` says what it measures and how to read the report.
+``python loadtests/compare.py`` runs it; ``loadtests/README.md`` says what it measures and how to read the report.
 
 ``machine``      which machine this is; the core that serves, and the cores for everything else
 ``processes``    start, pin, watch and end processes; the Postgres and the MLflow server that all contestants share
