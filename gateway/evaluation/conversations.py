@@ -17,7 +17,6 @@ from gateway.evaluation.records import (
     collect_failed,
     erased,
     mark_logged,
-    redacted,
     save_scores,
     unlogged_scores,
 )
@@ -77,8 +76,8 @@ class ConversationScoring:
             row = await cursor.fetchone()
         if row is None:
             return  # it went on in the meantime, or another evaluator was here
-        agent, last_turn_at = str(row[0]), row[1]
-        trace_ids: list[str] = row[2]  # type: ignore[assignment]
+        agent, last_turn_at, due_at = str(row[0]), row[1], row[2]
+        trace_ids: list[str] = row[3]  # type: ignore[assignment]
         traces = await asyncio.to_thread(self._store.read_traces, trace_ids)
         drawn = [live for live in self._scorers if live.draws(self._share_key, agent, session_id)]
         scores: list[Score] = []
@@ -93,11 +92,11 @@ class ConversationScoring:
                     if live.name not in asked
                 )
             )
-            said = redacted(self._redactor, session_id, [score for result in results for score in result])
+            said = [score for result in results for score in result]
             async with self._pool.connection() as connection, connection.transaction():
                 if await erased(connection, trace_ids):
                     return  # forgotten while it was scored
-                scores += await save_scores(connection, said)
+                scores += await save_scores(connection, self._redactor, [(session_id, said)])
             async with self._pool.connection() as connection:
                 await self._project(connection, scores)
         async with self._pool.connection() as connection, connection.transaction():
@@ -106,7 +105,7 @@ class ConversationScoring:
             await mark_logged(connection, scores)
             if traces:
                 await collect_failed(connection, scores, self._scorers, traces[-1].info.trace_id)
-            await connection.execute(_DONE, [session_id, last_turn_at])
+            await connection.execute(_DONE, [session_id, last_turn_at, due_at])
 
     async def _project(self, connection: Connection, scores: list[Score]) -> None:
         """Write the scores to MLflow, each in place of the one before it."""
@@ -137,7 +136,7 @@ _DUE = f"""
     ORDER BY due_at LIMIT %s
 """
 _LOOK = f"""
-    SELECT agent, last_turn_at, ARRAY(
+    SELECT agent, last_turn_at, due_at, ARRAY(
         SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
           AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at)
     FROM conversations WHERE session_id = %s AND {_IS_DUE}
@@ -146,9 +145,10 @@ _EARLIER = """
     SELECT score_id FROM scores WHERE session_id = %s AND scorer = %s AND name = %s AND turns < %s
     ORDER BY turns DESC, created_at DESC
 """
+# A turn that arrived meanwhile has made it due anew, also where it is not the last one.
 _DONE = """
     UPDATE conversations SET due_at = NULL, attempts = 0
-    WHERE session_id = %s AND last_turn_at = %s
+    WHERE session_id = %s AND last_turn_at = %s AND due_at = %s
 """
 _POSTPONE = """
     UPDATE conversations SET attempts = attempts + 1, due_at = now() + make_interval(secs => 2 ^ least(attempts, 6))

@@ -147,7 +147,7 @@ class EntityRedactor:
 
 
 def redact_score(score: "Score", scope: str, *redact: Callable[[Any, str], Any]) -> "Score":
-    """Return a score fit to be stored and shown: rationale, error, value and metadata redacted.
+    """Return a score fit to be stored and shown: name, rationale, error, value and metadata redacted.
 
     Args:
         score: as the scorer gave it.
@@ -157,7 +157,7 @@ def redact_score(score: "Score", scope: str, *redact: Callable[[Any, str], Any])
     Raises:
         Unredactable: it could not be done.
     """
-    texts = {"value": score.value, "rationale": score.rationale, "error": score.error}
+    texts = {"name": score.name, "value": score.value, "rationale": score.rationale, "error": score.error}
     details: Any = score.details
     for each in redact:
         texts = {name: each(text, scope) for name, text in texts.items()}

@@ -33,7 +33,6 @@ from gateway.evaluation.records import (
     erased,
     finish_runs,
     mark_logged,
-    redacted,
     save_scores,
     unlogged_scores,
 )
@@ -158,11 +157,11 @@ class TraceIntake:
             works = await self._still_wanted(connection, works)
             await self._save_scores(connection, works)
         await asyncio.to_thread(self._write_batch, works)
-        judged = [
-            work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
-        ]
         async with self._pool.connection() as connection, connection.transaction():
             works = await self._still_wanted(connection, works)
+            judged = [
+                work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
+            ]
             await self._settle(connection, works, judged)
             for trace_id, (state, reason) in ended.items():
                 await end_run(connection, trace_id, state, reason)
@@ -216,11 +215,10 @@ class TraceIntake:
         return _Work(claimed, trace, entity, [])
 
     def _score(self, work: _Work) -> list[Score]:
-        """Return what the scorers in plain code say, redacted."""
+        """Return what the scorers in plain code say."""
         trace = work.trace
         drawn = self._drawn(trace.agent, trace.trace_id, judges=False)
-        scores = [score for live in drawn for score in score_trace(live, work.entity, trace.agent)]
-        return redacted(self._redactor, trace.session_id, scores)
+        return [score for live in drawn for score in score_trace(live, work.entity, trace.agent)]
 
     def _drawn(self, agent: str, trace_id: str, *, judges: bool) -> list[LiveScorer]:
         return [
@@ -228,7 +226,8 @@ class TraceIntake:
         ]
 
     async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
-        stored = await save_scores(connection, [score for work in works for score in work.scores])
+        said = [(work.trace.session_id, work.scores) for work in works]
+        stored = await save_scores(connection, self._redactor, said)
         by_trace: dict[str, list[Score]] = {work.trace.trace_id: [] for work in works}
         for score in stored:
             by_trace[score.trace_id].append(score)
@@ -252,6 +251,7 @@ class TraceIntake:
         """Store what follows from traces being in MLflow with their scores."""
         if not works:
             return
+        await connection.execute(_HOLD_SESSIONS, [[work.trace.session_id for work in works]])
         await connection.execute(_REPROJECT, _written(works))
         await mark_logged(connection, [score for work in works for score in work.scores])
         for work in works:
@@ -273,7 +273,9 @@ class TraceIntake:
             return
         metadata = traces[0].info.trace_metadata
         agent, session_id = metadata["gateway.agent"], metadata[TraceMetadataKey.TRACE_SESSION]
-        async with self._pool.connection() as connection:
+        async with self._pool.connection() as connection, connection.transaction():
+            if await erased(connection, [trace_id]):
+                return  # MLflow may have it still: no model is to read it any more
             scores = await unlogged_scores(connection, trace_id)
         # What an earlier attempt has paid for is not asked again.
         asked = {score.scorer for score in scores}
@@ -281,11 +283,11 @@ class TraceIntake:
         results = await asyncio.gather(
             *(in_thread(self._judges, live, score_trace, traces[0], agent) for live in judges)
         )
-        said = redacted(self._redactor, session_id, [score for result in results for score in result])
+        said = [score for result in results for score in result]
         async with self._pool.connection() as connection, connection.transaction():
             if await erased(connection, [trace_id]):
                 return
-            scores += await save_scores(connection, said)
+            scores += await save_scores(connection, self._redactor, [(session_id, said)])
         root = traces[0].data.spans[0].span_id
         for score in scores:
             await asyncio.to_thread(self._store.write_assessment, score.assessment(root))
@@ -339,6 +341,11 @@ def _turns(traces: Sequence[Trace], quiet_s: float) -> dict[str, Any]:
     }
 
 
+# A promotion is either committed before the comparison, or finds these traces out of the outbox. In the order in which
+# whoever promotes takes them, whatever the database's own order is.
+_HOLD_SESSIONS = """
+    SELECT FROM sampled_sessions WHERE session_id = ANY(%s) ORDER BY session_id COLLATE "C" FOR NO KEY UPDATE
+"""
 # Not only where it is projected by now: who is about to say so holds the row, and is waited for.
 _REPROJECT = """
     UPDATE sampled_sessions AS session SET projected_at = NULL
@@ -347,6 +354,7 @@ _REPROJECT = """
     WHERE session.session_id = runs.session_id
       AND (runs.inclusion_probability <> written.probability OR runs.kept_because <> written.reasons)
 """
+# Never as it was: by that, whoever scores the conversation right now sees that a turn was added.
 _TURNS = """
     INSERT INTO conversations AS known (session_id, agent, last_turn_at, due_at)
     SELECT session_id, agent, to_timestamp(ended), to_timestamp(ended) + make_interval(secs => %(quiet)s)
@@ -354,7 +362,8 @@ _TURNS = """
     ON CONFLICT (session_id) DO UPDATE SET
         agent = excluded.agent,
         last_turn_at = greatest(known.last_turn_at, excluded.last_turn_at),
-        due_at = greatest(known.last_turn_at, excluded.last_turn_at) + make_interval(secs => %(quiet)s)
+        due_at = greatest(
+            greatest(known.last_turn_at, excluded.last_turn_at) + make_interval(secs => %(quiet)s), now())
 """
 _TO_OTLP = """
     INSERT INTO otlp_outbox (trace_id, payload) SELECT * FROM unnest(%s::text[], %s::bytea[])

@@ -32,6 +32,8 @@ _LOOK_S = 0.5  # how soon a trace is seen; the batches make up for looking often
 _TIMEOUT_S = 10.0  # what OpenTelemetry's exporters give a collector
 _LEASE_S = 60.0  # longer than a batch takes, also one by one; after it, its evaluator is taken for dead
 _LONGEST_PAUSE_S = 60.0
+_ATTEMPTS = 5  # of a trace, after which it may itself be what the collector fails on
+_FAILURES = 3  # of single traces of a batch: with the batch's own, time-outs that fit into the lease
 _GZIP_LEVEL = 1  # most of the gain for a third of the time
 _REFUSED = frozenset({400, 413, 422})  # of this very content: sending it again would change nothing
 
@@ -39,6 +41,8 @@ _REFUSED = frozenset({400, 413, 422})  # of this very content: sending it again 
 class _Waiting(NamedTuple):
     trace_id: str
     payload: bytes
+    attempts: int
+    """How often it was claimed, this time included."""
 
 
 class _Answer(Enum):
@@ -78,7 +82,6 @@ class OtlpSender:
             return True
         while batch := await self._claim():
             if not await self._send(client, self._endpoint, batch):
-                await self._release(batch)
                 return False
         return True
 
@@ -95,19 +98,41 @@ class OtlpSender:
             return await cursor.fetchall()
 
     async def _send(self, client: httpx.AsyncClient, endpoint: str, batch: Sequence[_Waiting]) -> bool:
-        """Send a batch, and what is refused of it one by one; return ``False`` if the collector is away."""
-        answer = await self._post(client, endpoint, batch)
-        if answer is _Answer.AWAY:
-            return False
-        if answer is _Answer.REFUSED and len(batch) > 1:
-            for each in batch:
-                if not await self._send(client, endpoint, [each]):
-                    return False
+        """Send a batch, one by one if one of it may be to blame; return ``False`` if the collector is away."""
+        batch = await self._not_forgotten(batch)
+        if not batch:
             return True
+        answer = await self._post(client, endpoint, batch)
+        is_suspect = any(each.attempts > _ATTEMPTS for each in batch)
+        if len(batch) > 1 and (answer is _Answer.REFUSED or (answer is _Answer.AWAY and is_suspect)):
+            return await self._send_singly(client, endpoint, batch)
+        if answer is _Answer.AWAY:
+            # Alone, one that was tried so often makes way for the others.
+            await self._release(batch, _LONGEST_PAUSE_S if is_suspect and len(batch) == 1 else 0.0)
+            return False
         if answer is _Answer.REFUSED:
             log.error("a trace was not sent by OTLP: the collector refuses it", trace_id=batch[0].trace_id)
         await self._done(batch)
         return True
+
+    async def _send_singly(self, client: httpx.AsyncClient, endpoint: str, batch: Sequence[_Waiting]) -> bool:
+        """Send a batch one by one, past those on which the collector fails; return ``False`` if it took none."""
+        taken = failures = 0
+        for position, each in enumerate(batch, start=1):
+            if await self._send(client, endpoint, [each]):
+                taken += 1
+            else:
+                failures += 1
+            if failures == _FAILURES:
+                await self._release(batch[position:])
+                break
+        return taken > 0
+
+    async def _not_forgotten(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_THERE, [[each.trace_id for each in batch]])
+            there = {row[0] for row in await cursor.fetchall()}
+        return [each for each in batch if each.trace_id in there]
 
     async def _post(self, client: httpx.AsyncClient, endpoint: str, batch: Sequence[_Waiting]) -> _Answer:
         body = await asyncio.to_thread(self._encode, batch)
@@ -144,9 +169,9 @@ class OtlpSender:
         async with self._pool.connection() as connection:
             await connection.execute(_SENT, [[each.trace_id for each in batch]])
 
-    async def _release(self, batch: Sequence[_Waiting]) -> None:
+    async def _release(self, batch: Sequence[_Waiting], pause_s: float = 0.0) -> None:
         async with self._pool.connection() as connection:
-            await connection.execute(_RELEASE, [[each.trace_id for each in batch]])
+            await connection.execute(_RELEASE, [pause_s, [each.trace_id for each in batch]])
 
 
 def _note_rejected(content: bytes) -> None:
@@ -165,8 +190,9 @@ _CLAIM = """
         FOR UPDATE SKIP LOCKED)
     UPDATE otlp_outbox SET attempts = attempts + 1, retry_at = now() + make_interval(secs => %(lease_s)s)
     FROM mine WHERE otlp_outbox.trace_id = mine.trace_id
-    RETURNING otlp_outbox.trace_id, payload
+    RETURNING otlp_outbox.trace_id, payload, attempts
 """
-_RELEASE = "UPDATE otlp_outbox SET retry_at = now() WHERE trace_id = ANY(%s)"
+_THERE = "SELECT trace_id FROM otlp_outbox WHERE trace_id = ANY(%s)"
+_RELEASE = "UPDATE otlp_outbox SET retry_at = now() + make_interval(secs => %s) WHERE trace_id = ANY(%s)"
 _SENT = "DELETE FROM otlp_outbox WHERE trace_id = ANY(%s)"
 _OVERDUE = "DELETE FROM otlp_outbox WHERE created_at < now() - interval '1 day'"

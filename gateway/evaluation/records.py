@@ -1,5 +1,6 @@
 """What the evaluator keeps in Postgres: scores, and the runs' states that follow from them."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,15 +76,24 @@ def _redacted(redactor: Redactor, session_id: str, score: Score) -> Score:
     except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
         log.error("a score was withheld", scorer=score.scorer, trace_id=score.trace_id, error=type(error).__name__)
         withheld = "withheld: the redactor failed on it"
-        return replace(score, value=None, passed=None, rationale=None, error=withheld, details={})
+        return replace(score, name=score.scorer, value=None, passed=None, rationale=None, error=withheld, details={})
 
 
-async def save_scores(connection: Connection, scores: Sequence[Score]) -> list[Score]:
-    """Store scores (see `redacted`) that are not stored yet, and return all of them as they are stored.
+async def save_scores(
+    connection: Connection, redactor: Redactor, said: Sequence[tuple[str, Sequence[Score]]]
+) -> list[Score]:
+    """Store scores, redacted, that are not stored yet, and return all of them as they are stored.
 
     A score that an earlier attempt stored wins: MLflow must show what our table says, and a judge asked twice may
     answer differently.
+
+    Args:
+        connection: to the database.
+        redactor: the deployment's; nothing is stored past it (see `redacted`).
+        said: what the scorers said, each with the session that it is about.
     """
+    # In a thread: scorers may quote at length, and the event loop serves all judges.
+    scores = await asyncio.to_thread(lambda: [fit for session, raw in said for fit in redacted(redactor, session, raw)])
     if not scores:
         return []
     rows = [vars(score) | {"value": _json(score.value), "details": Jsonb(score.details)} for score in scores]

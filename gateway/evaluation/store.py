@@ -6,6 +6,7 @@ Both have the same methods. All of them block; callers use threads.
 
 import copy
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from typing import Any
 
 import sqlalchemy.exc
 import structlog
-from mlflow.entities import Assessment, DatasetRecord
+from mlflow.entities import Assessment, DatasetRecord, ExperimentTag
 from mlflow.entities import Span as MlflowSpan
 from mlflow.entities import Trace as MlflowTrace
 from mlflow.exceptions import MlflowException
@@ -49,6 +50,9 @@ _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 _BAD_GATEWAY = "error code 502 "
 # Classes of Postgres' errors that SQLAlchemy takes for outages and are none: deadlocks, and what is too large.
 _NO_OUTAGE = ("40", "54")
+# The database can be read and not written: read-only, a grant that is missing, no room on the disk or in memory.
+_UNWRITABLE = frozenset({"25006", "42501", "53100", "53200"})
+_SEEN_TAG = "gateway.seen"
 
 
 def tracking_uri(settings: Settings, database_url: str) -> str:
@@ -70,12 +74,18 @@ def configure_mlflow(settings: Settings, uri: str) -> None:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the error says that MLflow, or its database, is not there, rather than that it refuses what it got."""
+    """Whether the error says that MLflow, or its database, is not there, rather than that it refuses what it got.
+
+    A database that takes no writes from anybody is not there either.
+    """
     chain = list(_chain(error))
     if any(str(getattr(each, "sqlstate", "")).startswith(_NO_OUTAGE) for each in chain):
         return False
     return any(
-        isinstance(each, _AWAY_ERRORS) or getattr(each, "error_code", None) in _AWAY_CODES or _BAD_GATEWAY in str(each)
+        isinstance(each, _AWAY_ERRORS)
+        or getattr(each, "sqlstate", None) in _UNWRITABLE
+        or getattr(each, "error_code", None) in _AWAY_CODES
+        or _BAD_GATEWAY in str(each)
         for each in chain
     )
 
@@ -107,10 +117,11 @@ class MlflowStore:
         return str(found.experiment_id)
 
     def is_well(self) -> bool:
-        """Whether MLflow answers at all."""
+        """Whether MLflow takes writes: one that can only be read would refuse every trace."""
+        tag = ExperimentTag(_SEEN_TAG, str(time.time_ns()))  # never the same: what is there already is not written
         try:
-            self._store.get_experiment(self.experiment_id)
-        except Exception:  # noqa: BLE001 - whatever it is, it does not answer
+            self._store.set_experiment_tag(self.experiment_id, tag)
+        except Exception:  # noqa: BLE001 - whatever it is, nothing can be written
             return False
         return True
 

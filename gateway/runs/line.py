@@ -235,11 +235,13 @@ FIRST_IN_LINE = f"""
         WHERE session_id = %(session)s AND waiting_until > now() AND process_id IN ({LIVING})
         ORDER BY ticket LIMIT 1) AS waiter
 """
-# A session that never had a turn that succeeded is gone again, as if nothing had been asked.
+# A session that never had a turn that succeeded is gone again, as if nothing had been asked. What is held of another
+# stays for a moment (`gateway.tracing.sweeper`): the trace of the run that failed comes in after this.
 _GIVE_BACK = """
     WITH gone AS (
         DELETE FROM sessions WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns = 0)
-    UPDATE sessions SET turn_owner = NULL, turn_process = NULL, turn_until = NULL, interrupted = false
+    UPDATE sessions SET turn_owner = NULL, turn_process = NULL, turn_until = NULL, interrupted = false,
+        used_at = now()
     WHERE session_id = %(session)s AND turn_owner = %(owner)s AND turns > 0
 """
 _LEAVE = "DELETE FROM session_waiters WHERE session_id = %(session)s AND owner = %(owner)s"

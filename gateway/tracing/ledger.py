@@ -191,6 +191,6 @@ _WAITING = """
 """
 _SWEPT = """
     SELECT state, reason, count(*) AS runs, max(swept_at) AS last_at
-    FROM runs WHERE started_at >= %(since)s AND swept_at IS NOT NULL
+    FROM runs WHERE started_at >= %(since)s AND swept_at IS NOT NULL AND state <> 'pending'
     GROUP BY state, reason ORDER BY last_at DESC
 """

@@ -27,7 +27,7 @@ from gateway.storage.erasure import BESIDE_NO_ERASURE
 log = structlog.get_logger(__name__)
 
 _INTERVAL_S = 0.5  # with the time for the last turns to come in, what an ended session held is gone in about a second
-_COMING_IN_S = 0.5  # beyond a flush, for the last turns before an end: a promotion among them must not come too late
+_COMING_IN_S = 0.5  # beyond a flush, since an end or a run's: a promotion by the last turns must not come too late
 _SHARE = 0.05  # of one core of the database at the most: a look costs the more, the more is held
 _AFTER_ERROR_S = 5.0  # when the database was away, what web processes kept meanwhile comes in first
 _BATCH = 500  # conversations a transaction: their turns are let go in well under a second
@@ -126,8 +126,9 @@ async def _is_true(connection: psycopg.AsyncConnection[Any], statement: Any, val
 
 _ANYTHING_HELD = "SELECT EXISTS (SELECT 1 FROM outbox WHERE held)"
 # The state is that of all that is held: it has an index, and the whole ledger need not be read. The newest
-# conversations have the room. While a run is under way a conversation is not over, whatever else is so; a
-# run that began after the end, and left no turn, takes the end back for here as a turn does for everyone.
+# conversations have the room. While a run is under way, or its trace may be on the way here, a conversation is not
+# over, whatever else is so; a run that began after the end, and left no turn, takes the end back for here as a turn
+# does for everyone.
 _OVER = """
     WITH held AS (
         SELECT session_id, sum(octet_length(payload)) AS bytes
@@ -137,7 +138,8 @@ _OVER = """
         FROM held JOIN sampled_sessions USING (session_id)),
     looked_at AS (
         SELECT session_id, last_run_at, bytes_up_to_here > %(max_bytes)s AS no_room,
-            (turn_owner IS NULL OR turn_until < now()) IS NOT FALSE AND (
+            (turn_owner IS NULL OR turn_until < now()) IS NOT FALSE
+            AND (used_at < now() - make_interval(secs => %(coming_in_s)s)) IS NOT FALSE AND (
                 last_run_at < now() - make_interval(secs => %(hold_s)s)
                 OR ended_at < now() - make_interval(secs => %(coming_in_s)s) AND NOT EXISTS (
                     SELECT 1 FROM runs WHERE runs.session_id = waiting.session_id AND started_at > ended_at)) AS over

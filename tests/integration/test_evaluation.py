@@ -1,5 +1,6 @@
 """From the outbox to MLflow: the evaluator's parts on a real Postgres and a real MLflow store, traffic over the app."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,8 @@ from gateway.storage.database import Pool, open_pool
 from gateway.storage.queue import open_queue
 from gateway.testing import HttpError, ScriptedOpenAI
 from gateway.tracing.redaction.redactor import Redactor
+
+from .evaluating import MS, fill, made
 
 
 class Parts:
@@ -246,6 +249,42 @@ async def test_a_conversation_that_goes_on_is_scored_again(serve, make_settings,
     assert sorted(history, key=str) == [(False, False), (True, True)]
 
 
+class InterruptedStore(MlflowStore):
+    """The real store; something happens before it reads."""
+
+    before: Callable[[], object] | None = None
+
+    def read_traces(self, trace_ids: list[str]) -> list[Any]:
+        """Let it happen, once, then read."""
+        if self.before is not None:
+            self.before, before = None, self.before
+            before()
+        return super().read_traces(trace_ids)
+
+
+async def test_a_turn_that_arrives_while_its_conversation_is_scored_is_scored_too(
+    make_settings, evaluator, rows
+) -> None:
+    """The conversation stays due, also where that turn ended before the last one that is known."""
+    last = made("s")
+    early = made("s", started_ns=last.started_ns - MS, ended_ns=last.ended_ns - MS)
+    fill(make_settings(), last)
+    async with evaluator(InterruptedStore) as parts:
+        await parts.intake.drain()
+        loop = asyncio.get_running_loop()
+
+        def arrive() -> None:
+            fill(make_settings(), early)
+            asyncio.run_coroutine_threadsafe(parts.intake.drain(), loop).result(20)
+
+        parts.store.before = arrive
+        await parts.conversations.score("s")
+        assert rows("SELECT count(*) FROM outbox") == [(0,)]
+        assert rows("SELECT due_at <= now() FROM conversations") == [(True,)]
+        await parts.conversations.score("s")
+    assert rows("SELECT due_at FROM conversations") == [(None,)]
+
+
 async def test_failed_traces_go_into_the_dataset_once_each(serve, make_settings, evaluator) -> None:
     """A trace that several scorers fail is one redacted row, which says where it came from and can be asked again."""
     async with serve(make_settings()) as client:
@@ -293,6 +332,10 @@ async def test_judges_see_this_very_turn(serve, make_settings, evaluator, rows, 
         async with evaluator(**settings) as parts:
             await parts.intake.drain()
             assert rows("SELECT state FROM runs") == [("pending",)]
+            rows("UPDATE runs SET state = 'erased' RETURNING 1")
+            await parts.intake.judge(answer["trace_id"])
+            assert judge.requests == []  # forgotten, while its job waited: no model is to see it
+            rows("UPDATE runs SET state = 'pending' RETURNING 1")
             await parts.intake.judge(answer["trace_id"])
             await parts.conversations.score(answer["session_id"])
             [trace] = parts.store.read_traces([answer["trace_id"]])

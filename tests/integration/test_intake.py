@@ -129,7 +129,7 @@ def code_scorer(function: Callable[..., Any]) -> list[LiveScorer]:
 
 def polite(outputs: Any) -> Feedback:
     """Give a verdict."""
-    return Feedback(value=True, rationale="ask ann@example.com")
+    return Feedback(name="to ann@example.com", value=True, rationale="ask ann@example.com")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -167,6 +167,7 @@ async def test_written_twice_a_trace_is_there_once_with_all_it_carries(settings,
         "sampled",
     )
     assert first.info.assessments[0].rationale.startswith("ask <EMAIL:")
+    assert first.info.assessments[0].name.startswith("to <EMAIL:")
     assert {row[0] for row in rows("SELECT rationale FROM scores")} >= {first.info.assessments[0].rationale}
 
 
@@ -247,6 +248,42 @@ async def test_while_mlflow_is_away_everything_waits_and_nothing_is_given_up(set
         assert kept(parts.store, early, *late) == [("1.0", "sampled,error")] * 3
 
 
+async def test_a_read_only_mlflow_is_away_and_nothing_is_given_up(settings, mlflow_uri, rows) -> None:
+    """Where MLflow's database can be read and not written, traces wait however often it is tried."""
+    fill(settings, made("s"), made("t"))
+    MlflowStore(mlflow_uri, settings.mlflow_experiment)  # makes the experiment while it can be made
+    read_only = f"{mlflow_uri}{'&' if '?' in mlflow_uri else '?'}options=-cdefault_transaction_read_only%3Don"
+    async with evaluator(settings, read_only, scorers=[]) as parts:
+        for _ in range(6):
+            await parts.intake.drain()
+            rows("UPDATE outbox SET retry_at = now() RETURNING 1")
+        assert not parts.store.is_well()
+    assert rows("SELECT claimed_by, attempts, refusals FROM outbox") == [(None, 0, 0)] * 2
+    async with evaluator(settings, mlflow_uri, scorers=[]) as parts:
+        assert parts.store.is_well()
+
+
+async def test_a_promotion_waits_for_traces_that_are_leaving_the_outbox(settings, mlflow_uri, database_url) -> None:
+    """The sessions of a batch are held before the ledger is compared: a promotion that has one is waited for."""
+    [early] = fill(settings, made("s"), rate=0.5)
+    async with evaluator(settings, mlflow_uri, scorers=[]) as parts:
+        async with await psycopg.AsyncConnection.connect(database_url) as promoting:
+            await promoting.execute("UPDATE sampled_sessions SET rules = '[\"error\"]', promoted_at = now()")
+            draining = asyncio.create_task(parts.intake.drain())
+            async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as looking:
+                async with asyncio.timeout(20):
+                    while (await (await looking.execute(BLOCKED)).fetchone()) != (True,):  # noqa: ASYNC110 - Postgres'
+                        await asyncio.sleep(0.01)
+            await promoting.execute("UPDATE runs SET inclusion_probability = 1, kept_because = '[\"error\"]'")
+        await draining
+        assert await parts.projection.project() == 1
+        assert kept(parts.store, early) == [("1.0", "error")]
+
+
+BLOCKED = """
+    SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
+                     AND wait_event_type = 'Lock' AND query LIKE '%FROM sampled_sessions%')
+"""
 CUT = """
     CREATE SEQUENCE cut;
     CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

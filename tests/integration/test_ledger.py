@@ -108,6 +108,7 @@ async def test_why_runs_are_kept_and_what_was_swept(serve, make_settings, seed: 
     at = datetime.now(UTC).replace(microsecond=0)
     for minutes, reason in ((3, None), (2, None), (1, "hold_full")):
         seed.run("sampled_out", reason=reason, swept_at=at - timedelta(minutes=minutes))
+    seed.run("pending", swept_at=at)  # looked at, and not settled
     async with serve(make_settings()) as client:
         found = await ledger(client)
         page = (await client.get("/ops")).text

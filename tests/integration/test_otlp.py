@@ -2,7 +2,7 @@
 
 import gzip
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,7 +21,7 @@ CALLER = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
 
 
 class Collector:
-    """A receiver of OTLP; it can be told to answer with another status, or to refuse a text."""
+    """A receiver of OTLP; it can be told to answer with another status, to refuse a text, or to fail on one."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -29,6 +29,8 @@ class Collector:
         self.headers: list[dict[str, str]] = []
         self.status = 200
         self.refused: bytes | None = None
+        self.poison: bytes | None = None
+        self.while_asked: Callable[[], object] = lambda: None
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,6 +53,9 @@ class Collector:
 
     def take(self, body: bytes, headers: dict[str, str]) -> int:
         """Take a request and return the status."""
+        self.while_asked()
+        if self.poison and self.poison in body:
+            return 503
         if self.refused and self.refused in body:
             return 400
         if self.status == 200:
@@ -164,6 +169,29 @@ async def test_a_trace_that_is_refused_holds_up_no_other(sending, collector, row
     assert await send()
     assert {plain(span)["gen_ai.conversation.id"] for span in collector.spans} == {"a", "c"}
     assert rows("SELECT count(*) FROM otlp_outbox") == [(0,)]
+
+
+async def test_a_trace_that_the_collector_fails_on_holds_up_no_other_for_long(sending, collector, rows) -> None:
+    """After some attempts the others get through without it, and it makes way for those that come later."""
+    settings, send = sending
+    waiting(settings, rows, made("a"), poison := made("b", "poisonous"), made("c"))
+    collector.poison = b"poisonous"
+    rows("UPDATE otlp_outbox SET attempts = 4 RETURNING 1")
+    assert not await send()
+    assert collector.spans == []
+    assert await send()
+    assert {plain(span)["gen_ai.conversation.id"] for span in collector.spans} == {"a", "c"}
+    assert rows("SELECT trace_id, retry_at > now() FROM otlp_outbox") == [(poison.trace_id, True)]
+
+
+async def test_what_is_forgotten_after_it_was_claimed_is_not_sent(sending, collector, rows) -> None:
+    """A trace that goes while another of its batch is refused is left out when the batch is sent one by one."""
+    settings, send = sending
+    waiting(settings, rows, made("a", "indigestible"), gone := made("b"), made("c"))
+    collector.refused = b"indigestible"
+    collector.while_asked = lambda: rows("DELETE FROM otlp_outbox WHERE trace_id = %s RETURNING 1", gone.trace_id)
+    assert await send()
+    assert {plain(span)["gen_ai.conversation.id"] for span in collector.spans} == {"c"}
 
 
 async def test_what_waited_for_a_day_is_given_up(sending, collector, rows) -> None:

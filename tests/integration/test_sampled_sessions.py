@@ -145,6 +145,23 @@ async def test_a_session_that_was_forgotten_meanwhile(connection: Connection) ->
     assert await cursor.fetchone() == (0,)
 
 
+async def test_a_rule_that_is_met_again_rewrites_nothing(connection: Connection) -> None:
+    """Rows of a conversation are written again when a rule is added, and not for each turn that meets the same."""
+    first, failed = run("a", drawn=True), run("a", "error", drawn=True)
+    await store(connection, first, failed)
+
+    async def version() -> tuple[object, ...] | None:
+        return await (
+            await connection.execute("SELECT xmin FROM runs WHERE trace_id = %s", [first.trace_id])
+        ).fetchone()
+
+    before = await version()
+    await store(connection, run("a", "error", drawn=True))
+    assert await version() == before
+    await store(connection, run("a", "slow", drawn=True))
+    assert await version() != before
+
+
 async def test_tags_are_written_again_when_a_rule_is_added(connection: Connection) -> None:
     """MLflow is told anew of a promoted session exactly when a turn adds a rule."""
     await store(connection, run("a", "error"))

@@ -12,9 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.reloading import LiveSettings
+from gateway.runs.line import TurnLine
 from gateway.settings import Settings
 from gateway.storage.database import Connection, Pool, open_pool
 from gateway.storage.erasure import Subject, forget
+from gateway.storage.signals import Signals
 from gateway.tracing.handover.storing import FinishedRun, store_runs
 from gateway.tracing.sweeper import _LOCK, Sweeper
 
@@ -84,8 +86,9 @@ def ended(rows: Rows, *sessions: str, seconds_ago: float = 1, owner: str | None 
     """Note that clients ended these sessions."""
     for session in sessions:
         rows(
-            "INSERT INTO sessions (session_id, ended_at, turn_owner, turn_until)"
-            "VALUES (%s, now() - make_interval(secs => %s), %s, now() + interval '1 minute') RETURNING 1",
+            "INSERT INTO sessions (session_id, turns, used_at, ended_at, turn_owner, turn_until)"
+            "VALUES (%s, 1, now() - interval '1 hour', now() - make_interval(secs => %s), %s, "
+            "now() + interval '1 minute') RETURNING 1",
             session,
             seconds_ago,
             owner,
@@ -150,6 +153,24 @@ async def test_a_run_under_way_keeps_its_conversation_held(pool, rows, sweeper) 
     age(rows, "died", 400)
     await sweeper(hold_s=300).sweep()
     assert states(rows) == {"running": "held", "died": "sampled_out"}
+
+
+async def test_a_run_that_just_failed_may_still_promote(pool, rows, sweeper, database_url) -> None:
+    """Until its trace can have come in a failed run keeps its conversation held: past the end, and past the hold."""
+    await store(pool, turn("ended"), turn("old"))
+    ended(rows, "ended", "old", seconds_ago=10, owner="tr-1")
+    rows("UPDATE sessions SET ended_at = NULL WHERE session_id = 'old' RETURNING 1")
+    age(rows, "ended", 20)
+    age(rows, "old", 400)
+    line = TurnLine(pool, Signals(database_url), hold_s=60)
+    for session in ("ended", "old"):
+        await line.give_back(session, "tr-1")
+    assert rows("SELECT DISTINCT turn_owner FROM sessions") == [(None,)]
+    assert await sweeper(hold_s=300).sweep() == {}
+    await store(pool, turn("ended", rules=["error"]))
+    rows("UPDATE sessions SET used_at = used_at - interval '1 second' RETURNING 1")
+    assert await sweeper(hold_s=300).sweep() == {"over": 1}
+    assert states(rows) == {"ended": "pending", "old": "sampled_out"}
 
 
 async def test_the_oldest_go_when_there_is_no_room(pool, rows, sweeper) -> None:

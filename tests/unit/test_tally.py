@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from gateway.tracing.handover.tally import Counts, Owner, Tally, find_left
 
 OWNER = Owner(process_id=7, database="77-1", host="here", started_ns=5, agents=("math", "support"))
@@ -105,6 +107,16 @@ def test_a_file_that_cannot_be_read_is_still_somebodys(tmp_path: Path) -> None:
         (left,) = find_left(tmp_path, "77-1")
         left.release(delete=False)
         assert (left.process_id, left.owner, left.counts) == (7, None, {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_leaves_nothing_open(tmp_path: Path) -> None:
+    """Where the file cannot be written it is said, and its descriptor is free again."""
+    (tmp_path / "77-1.7.new").symlink_to("/dev/full")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="No space"):
+        Tally.create(tmp_path, OWNER)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_counts_without_a_disk(tmp_path: Path) -> None:

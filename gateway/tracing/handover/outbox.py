@@ -59,6 +59,7 @@ _SETTLE_S = 3.0  # beyond the deadline of `stop`: what it does can be done by th
 _REPORT_S = 1.0  # how often counts are stored while nothing else is
 _WAKE_S = 0.2  # between two looks whether evaluators are to be woken: one of theirs takes in what came meanwhile
 _FRAME_BYTES = 500  # what a run takes in memory beside its payload
+_CAPTURED_BYTES = 100_000  # what a run may take that is not prepared: a long conversation, whole, nobody measures it
 
 
 class OutboxStatistics(NamedTuple):
@@ -125,11 +126,15 @@ class OutboxWriter:
         """Take a run that was begun and has ended, without waiting; what cannot be kept is counted."""
         if self._stopped:
             log.error("a trace was lost: its run ended after the hand-over had stopped", trace_id=run.trace.trace_id)
-        elif len(self._captured) >= self._live.now.trace_buffer_count:
+        elif len(self._captured) >= self._captured_count():
             self._tally.drop(run.trace.agent, "buffer_full")
         else:
             self._captured.append((run, draw))
             self._offered.set()
+
+    def _captured_count(self) -> int:
+        """Return how many runs may wait to be prepared: of these the bytes are not known, so that few must do."""
+        return min(self._live.now.trace_buffer_count, max(1, self._live.now.trace_buffer_bytes // _CAPTURED_BYTES))
 
     def statistics(self) -> OutboxStatistics:
         """Return what the hand-over is at."""
@@ -380,6 +385,7 @@ def open_files(folder: Path, owner: Owner, cipher: Cipher, *, spill_max_bytes: i
     except OSError as error:
         log.warning("no counts nor traces outlive this process: its folder cannot be written", error=repr(error))
         tally = Tally.in_memory(owner)
+        spill_max_bytes = 0  # by its tally a spill file is found: nobody would ever store what is in this one
     path = folder / f"{stem(owner.database, owner.process_id)}{SPILL_SUFFIX}"
     return tally, Spill(path, cipher, max_bytes=spill_max_bytes)
 

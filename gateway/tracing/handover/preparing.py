@@ -4,8 +4,7 @@ import structlog
 
 from gateway.crypto import Cipher
 from gateway.reloading import LiveSettings
-from gateway.tracing.capture.assembly import assemble, outcome
-from gateway.tracing.capture.recording import RunCapture
+from gateway.tracing.capture import RunCapture, assemble, outcome
 from gateway.tracing.handover.storing import FinishedRun
 from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.sampling import Draw, rules_met
@@ -28,7 +27,7 @@ class Preparer:
     def prepare(self, run: RunCapture, draw: Draw) -> FinishedRun:
         """Return what is stored of a run. Raises nothing: a trace that the redactor fails on is withheld."""
         if not run.sampled:
-            return self._finished(run, draw, _known(run), None)
+            return self._finished(run, draw, None, None)
         trace_id = run.trace.trace_id
         try:
             trace = assemble(run)
@@ -39,8 +38,10 @@ class Preparer:
             return self._finished(run, draw, _known(run), None)
         return self._finished(run, draw, known, payload)
 
-    def _finished(self, run: RunCapture, draw: Draw, known: Outcome, payload: bytes | None) -> FinishedRun:
+    def _finished(self, run: RunCapture, draw: Draw, known: Outcome | None, payload: bytes | None) -> FinishedRun:
         trace = run.trace
+        # Of what was not captured nothing can be kept: no rule is to say that it is.
+        rules = rules_met(self._live.now, trace.agent, known, asked=draw.asked) if known else ()
         withheld = "redaction_blocked" if run.sampled else "sampled_out"
         return FinishedRun(
             trace_id=trace.trace_id,
@@ -56,18 +57,16 @@ class Preparer:
             duration_ms=trace.duration_ms,
             rate=draw.rate,
             drawn=draw.drawn,
-            rules=list(rules_met(self._live.now, trace.agent, known, asked=draw.asked)),
+            rules=list(rules),
             state=withheld if payload is None else "pending",  # type: ignore[arg-type]
             payload=payload,
         )
 
 
 def _known(run: RunCapture) -> Outcome:
-    """Return what is known of a run without its spans."""
-    error = run.trace.error
-    return Outcome(
-        failed=error is not None,
-        tool_failed=bool(run.tool_errors),
-        guardrail_tripped=error is not None and error.type == _BLOCKED,
-        duration_s=run.trace.duration_ms / 1e3,
+    """Return what is known of a run whose spans may not all be there."""
+    known, error = outcome(run.trace), run.trace.error
+    return known._replace(
+        tool_failed=known.tool_failed or bool(run.tool_errors),
+        guardrail_tripped=known.guardrail_tripped or (error is not None and error.type == _BLOCKED),
     )

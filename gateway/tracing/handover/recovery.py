@@ -94,7 +94,8 @@ class Recovery:
                 await self.look()
             except _Stopping:
                 return
-            except (psycopg.Error, TimeoutError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - this task must outlive whatever it was
+                # Most likely the database is away, which the queue says in errors of its own.
                 log.warning("what dead processes left cannot be stored now; trying again later", error=repr(error))
                 pause_s = _AGAIN_S
             with contextlib.suppress(TimeoutError):

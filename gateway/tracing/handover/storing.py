@@ -205,12 +205,15 @@ _DECIDE = """
         projected_at = CASE WHEN known.rules @> excluded.rules THEN known.projected_at END
     RETURNING session_id, rate, kept, rules
 """
-_PROMOTE_RUNS = """
+_KEPT_BECAUSE = """(CASE WHEN kept THEN '["sampled"]'::jsonb ELSE '[]'::jsonb END || rules)"""
+# Only those that it changes: each turn that meets a rule comes here, and a conversation may have many.
+_PROMOTE_RUNS = f"""
     UPDATE runs SET inclusion_probability = 1,
-        kept_because = CASE WHEN kept THEN '["sampled"]'::jsonb ELSE '[]'::jsonb END || rules
+        kept_because = {_KEPT_BECAUSE}
     FROM sampled_sessions AS session
     WHERE session.session_id = ANY(%(sessions)s) AND runs.session_id = session.session_id
       AND state NOT IN ('sampled_out', 'erased')
+      AND (inclusion_probability, kept_because) IS DISTINCT FROM (1::float8, {_KEPT_BECAUSE})
 """
 _RELEASE = """
     UPDATE outbox SET held = false, retry_at = now(), created_at = now() FROM runs

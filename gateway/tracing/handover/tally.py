@@ -88,11 +88,16 @@ class Tally:
         draft = path.with_suffix(".new")
         content = _content(owner)
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-        draft.rename(path)
-        return cls(owner, mmap.mmap(descriptor, len(content)), _offset(content), path, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(descriptor, content)
+            os.fsync(descriptor)
+            memory = mmap.mmap(descriptor, len(content))
+            draft.rename(path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(owner, memory, _offset(content), path, descriptor)
 
     @classmethod
     def in_memory(cls, owner: Owner) -> Self:
