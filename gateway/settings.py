@@ -221,8 +221,6 @@ class Settings(BaseSettings):
     ``None``: patterns only."""
     ner_model: str = "en_core_web_sm"
     """Model of spaCy by which they are found: an installed package, or a folder."""
-    sweep_after_s: float = Field(default=3600.0, gt=0)
-    """Seconds after which a run that is pending, and that nobody works on, is brought to the state that is true."""
     quiet_period_s: float = Field(default=300.0, gt=0)
     """Seconds without a new turn after which a conversation counts as ended and is scored."""
     evaluator_batch: int = Field(default=50, ge=1, le=500)

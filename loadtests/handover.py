@@ -64,7 +64,6 @@ def new_trace() -> Trace:
         session_id=f"s-{uuid.uuid4().hex}",
         user_id=None,
         offline=True,
-        inclusion_probability=1.0,
         started_ns=time.time_ns(),
     )
 

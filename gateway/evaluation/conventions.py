@@ -73,8 +73,14 @@ _MLFLOWS_OWN = "mlflow."
 Attributes = dict[str, Any]
 
 
-def to_opentelemetry(trace: Trace) -> list[ReadableSpan]:
-    """Return the spans of a redacted trace, root first."""
+def to_opentelemetry(trace: Trace, *, probability: float, reasons: Sequence[str]) -> list[ReadableSpan]:
+    """Return the spans of a redacted trace, root first.
+
+    Args:
+        trace: the trace.
+        probability: its inclusion probability, as far as is known now.
+        reasons: why it is kept.
+    """
     caller = parse_traceparent(trace.traceparent)
     number = int(caller.trace_id if caller else trace.trace_id.removeprefix("tr-"), 16)
     state = TraceState.from_header([trace.tracestate]) if caller and trace.tracestate else None
@@ -87,6 +93,7 @@ def to_opentelemetry(trace: Trace) -> list[ReadableSpan]:
             return context(span.parent_id)
         return context(caller.span_id, is_remote=True) if caller else None
 
+    kept: Attributes = {"gateway.inclusion_probability": probability, "gateway.kept_because": list(reasons)}
     return [
         ReadableSpan(
             name=_name(span),
@@ -95,7 +102,7 @@ def to_opentelemetry(trace: Trace) -> list[ReadableSpan]:
             context=context(span.span_id),
             parent=parent(span),
             kind=SpanKind.SERVER if span.parent_id is None else _KINDS.get(span.kind, SpanKind.INTERNAL),
-            attributes=_attributes(span, trace),
+            attributes=_attributes(span, trace) | (kept if span.parent_id is None else {}),
             events=_events(span),
             status=Status(StatusCode.ERROR, span.error.message) if span.error else Status(StatusCode.UNSET),
             start_time=span.start_ns,

@@ -302,18 +302,18 @@ class TraceIntake:
         """Bring runs that are pending, and that nobody works on, to their end, as a crash can leave them.
 
         Those that still have judges to hear get a job. The others end as what their scores say, or as lost if MLflow
-        knows nothing of them. When one was left for longer than ``sweep_after_s``, that is noted.
+        knows nothing of them, and when that was is noted.
         """
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_LEFT, {"sweep_after_s": self._settings.sweep_after_s})
-            left: list[tuple[str, str, bool]] = await cursor.fetchall()  # type: ignore[assignment]
-        judged = [trace_id for trace_id, agent, _ in left if self._drawn(agent, trace_id, judges=True)]
-        others = [trace_id for trace_id, _, _ in left if trace_id not in judged]
+            cursor = await connection.execute(_LEFT)
+            left: list[tuple[str, str]] = await cursor.fetchall()  # type: ignore[assignment]
+        judged = [trace_id for trace_id, agent in left if self._drawn(agent, trace_id, judges=True)]
+        others = [trace_id for trace_id, _ in left if trace_id not in judged]
         known = await asyncio.to_thread(self._store.known, others) if others else set()
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute(_LOST, [[trace_id for trace_id in others if trace_id not in known]])
             await finish_runs(connection, others)
-            await connection.execute(_SWEPT, [[trace_id for trace_id, _, is_swept in left if is_swept]])
+            await connection.execute(_SWEPT, [others])
         for trace_id in judged:
             await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
 
@@ -376,7 +376,7 @@ _OVER = """
       AND conversations.session_id = ANY(%s) AND due_at > now()
 """
 _LEFT = """
-    SELECT trace_id, agent, updated_at < now() - make_interval(secs => %(sweep_after_s)s) FROM runs
+    SELECT trace_id, agent FROM runs
     WHERE state = 'pending' AND updated_at < now() - interval '30 seconds'
       AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id)
       AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs
@@ -388,4 +388,4 @@ _LOST = """
     WHERE trace_id = ANY(%s) AND state = 'pending'
       AND NOT EXISTS (SELECT 1 FROM scores WHERE scores.trace_id = runs.trace_id AND scores.session_id IS NULL)
 """
-_SWEPT = "UPDATE runs SET swept_at = now() WHERE trace_id = ANY(%s)"
+_SWEPT = "UPDATE runs SET swept_at = now() WHERE trace_id = ANY(%s) AND state <> 'pending'"

@@ -43,6 +43,10 @@ class _Waiting(NamedTuple):
     payload: bytes
     attempts: int
     """How often it was claimed, this time included."""
+    probability: float
+    """Inclusion probability of the trace, as the ledger has it now."""
+    reasons: list[str]
+    """Why it is kept."""
 
 
 class _Answer(Enum):
@@ -158,7 +162,8 @@ class OtlpSender:
         spans = []
         for each in batch:
             try:
-                spans += to_opentelemetry(decode(self._cipher.decrypt(each.payload, each.trace_id)))
+                trace = decode(self._cipher.decrypt(each.payload, each.trace_id))
+                spans += to_opentelemetry(trace, probability=each.probability, reasons=each.reasons)
             except WrongKey:
                 raise  # the evaluator is set up wrongly, the trace is not to blame: it waits
             except Exception:
@@ -189,8 +194,8 @@ _CLAIM = """
         SELECT trace_id FROM otlp_outbox WHERE retry_at <= now() ORDER BY retry_at LIMIT %(count)s
         FOR UPDATE SKIP LOCKED)
     UPDATE otlp_outbox SET attempts = attempts + 1, retry_at = now() + make_interval(secs => %(lease_s)s)
-    FROM mine WHERE otlp_outbox.trace_id = mine.trace_id
-    RETURNING otlp_outbox.trace_id, payload, attempts
+    FROM mine JOIN runs USING (trace_id) WHERE otlp_outbox.trace_id = mine.trace_id
+    RETURNING otlp_outbox.trace_id, payload, attempts, inclusion_probability AS probability, kept_because AS reasons
 """
 _THERE = "SELECT trace_id FROM otlp_outbox WHERE trace_id = ANY(%s)"
 _RELEASE = "UPDATE otlp_outbox SET retry_at = now() + make_interval(secs => %s) WHERE trace_id = ANY(%s)"

@@ -72,7 +72,6 @@ class Predictor:
             session_id=uuid.uuid4().hex,
             user_id=None,
             offline=self._executor.model(self._plugin.name).offline,
-            inclusion_probability=1.0,
             started_ns=time.time_ns(),
         )
         run = RunCapture(trace, chat.to_items(messages), sampled=True)

@@ -191,7 +191,6 @@ class AgentRunner:
             user_id=self._redactor.identifier(request.user, "user") if request.user else None,
             key_id=request.key_id,
             offline=model.offline,
-            inclusion_probability=1.0,
             started_ns=int(now * 1e9),
         )
         capture = RunCapture(

@@ -65,8 +65,6 @@ class Trace(msgspec.Struct, omit_defaults=True):
     user_id: str | None
     offline: bool
     """The agent's offline model answered, not a language model."""
-    inclusion_probability: float
-    """Probability with which this trace was kept, for weighting: 1.0 means all of its kind are."""
     started_ns: int
     """Nanoseconds since the epoch, as is ``ended_ns``."""
     ended_ns: int = 0

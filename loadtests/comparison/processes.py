@@ -25,7 +25,7 @@ from .machine import Cores
 
 ROOT = Path(__file__).parent.parent.parent
 """The project's folder, in which the contestants run."""
-SERVING = f"{__package__}.serving"
+SERVING = "loadtests.comparison.serving"
 _START_S = 90.0
 _STOP_S = 20.0
 _OUTSIDE = ("DATABASE_URL", "GATEWAY_", "MLFLOW_", "OPENAI_")

@@ -49,7 +49,7 @@ def made(session: str = "s-1", text: str = "12 + 30", **fields: Any) -> Trace:
         {"messages": [{"role": "system", "content": "You calculate."}, *asked]}, outputs, attributes,
     )  # fmt: skip
     frame = {"agent": "math", "agent_version": "v1", "session_id": session, "user_id": "u-1", "offline": False}
-    times = {"started_ns": started, "ended_ns": started + 90 * MS, "inclusion_probability": 1.0}
+    times = {"started_ns": started, "ended_ns": started + 90 * MS}
     return Trace(trace_id=f"tr-{digits}", spans=[root, call], **(frame | times | fields))
 
 

@@ -388,23 +388,22 @@ async def test_an_evaluator_killed_at_work_leaves_nothing_undone(settings, mlflo
 
 
 async def test_what_is_left_pending_gets_its_true_state_and_that_is_noted(settings, mlflow_uri, rows) -> None:
-    """Without a row in the outbox and without a job, a run ends as what its scores say, or as lost."""
+    """Without a row in the outbox and without a job, a run ends as what its scores say, or as lost; the time is kept."""
     ids = fill(settings, made("a"), made("b"), made("c"))
     async with evaluator(settings, mlflow_uri, scorers=code_scorer(polite)) as parts:
         await parts.intake.drain()
         [lost] = fill(settings, made("d"))
         rows("DELETE FROM outbox RETURNING 1")
         rows("UPDATE runs SET state = 'pending', scored_by = 0, updated_at = now() - interval '1 minute' RETURNING 1")
-        rows("UPDATE runs SET updated_at = now() - interval '2 hours' WHERE trace_id = %s RETURNING 1", ids[0])
         await parts.intake.resume_pending()
     found = {
         trace_id: rest for trace_id, *rest in rows("SELECT trace_id, state, scored_by, swept_at IS NULL FROM runs")
     }
     assert found == {
         ids[0]: ["scored", 1, False],
-        ids[1]: ["scored", 1, True],
-        ids[2]: ["scored", 1, True],
-        lost: ["failed", 0, True],
+        ids[1]: ["scored", 1, False],
+        ids[2]: ["scored", 1, False],
+        lost: ["failed", 0, False],
     }
 
 

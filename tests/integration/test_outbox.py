@@ -61,7 +61,6 @@ class Process:
                     "session_id": f"s-{uuid.uuid4().hex}",
                     "user_id": None,
                     "offline": True,
-                    "inclusion_probability": 1.0,
                     "started_ns": now - 1_000_000,
                     "ended_ns": now,
                     "error": error,

@@ -50,7 +50,7 @@ def begun(question: str = "go", **options: Any) -> RunCapture:
     """Return a run that begins now."""
     trace = Trace(
         trace_id=f"tr-{uuid.uuid4().hex}", agent="calc", agent_version="v1", session_id="s-1", user_id=None,
-        offline=False, inclusion_probability=1.0, started_ns=time.time_ns(), ended_ns=0, spans=[],
+        offline=False, started_ns=time.time_ns(), ended_ns=0, spans=[],
     )  # fmt: skip
     return RunCapture(trace, [{"role": "user", "content": question}], **{"sampled": True} | options)
 

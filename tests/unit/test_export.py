@@ -19,7 +19,7 @@ def trace(*spans: Span, **fields: Any) -> Trace:
     """Return a trace whose root is an agent that answers."""
     root = Span("a" * 16, None, "math", "AGENT", MS, 9 * MS, {"messages": [{"role": "user", "content": "hi"}]})
     frame = {"agent": "math", "agent_version": "v1", "session_id": "s", "user_id": None, "offline": False}
-    times = {"inclusion_probability": 1.0, "started_ns": MS, "ended_ns": 9 * MS}
+    times = {"started_ns": MS, "ended_ns": 9 * MS}
     return Trace(**(frame | times | {"trace_id": f"tr-{'1' * 32}", "spans": [root, *spans]} | fields))
 
 
@@ -77,7 +77,8 @@ def test_messages_take_the_conventions_form() -> None:
         "temperature": 0.5,
     }
     outputs = {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [call]}}]}
-    span = to_opentelemetry(trace(child(inputs=inputs, outputs=outputs, attributes=CALL)))[1]
+    called = trace(child(inputs=inputs, outputs=outputs, attributes=CALL))
+    span = to_opentelemetry(called, probability=1.0, reasons=["error"])[1]
     found = {key: json.loads(value) for key, value in span.attributes.items() if str(value).startswith("[")}
     part = {"type": "tool_call", "id": "c1", "name": "add", "arguments": '{"a": 1}'}
     answer = {"type": "tool_call_response", "id": "c1", "response": "2"}
@@ -92,8 +93,12 @@ def test_messages_take_the_conventions_form() -> None:
 
 def test_without_a_caller_the_trace_is_ours() -> None:
     """No ``traceparent``: our own id, and a root without a parent."""
-    root = to_opentelemetry(trace())[0]
+    root = to_opentelemetry(trace(), probability=0.25, reasons=["sampled"])[0]
     assert (f"{root.context.trace_id:032x}", root.parent) == ("1" * 32, None)
+    assert (root.attributes["gateway.inclusion_probability"], root.attributes["gateway.kept_because"]) == (
+        0.25,
+        ("sampled",),
+    )
 
 
 class Refusal(Exception):

@@ -22,7 +22,7 @@ _UNKNOWN = object()
 
 EXEMPT: dict[type, frozenset[str]] = {
     Trace: frozenset({
-        "trace_id", "agent", "agent_version", "session_id", "user_id", "offline", "inclusion_probability",
+        "trace_id", "agent", "agent_version", "session_id", "user_id", "offline",
         "started_ns", "ended_ns", "client_left", "key_id", "traceparent",
     }),
     Span: frozenset({"span_id", "parent_id", "kind", "start_ns", "end_ns"}),
