@@ -225,7 +225,7 @@ def realistic(number: int) -> Trace:
             spans.append(Span(secrets.token_hex(8), root, tool, "TOOL", at + 600 * ms, at + 800 * ms, arguments, found))
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(found)})
     session = f"session-{number // TURNS}-{os.getpid()}"
-    frame = (trace_id, "support", "load-test", session, f"user-{number % 50}", False, 1.0)
+    frame = (trace_id, "support", "load-test", session, f"user-{number % 50}", False)
     return Trace(*frame, started, started + 2400 * ms, spans)
 
 

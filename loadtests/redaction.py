@@ -116,7 +116,7 @@ def _result(rng: random.Random, personal: str) -> str:
 def make_trace(rng: random.Random, calls: int, history: int, *, personal: bool) -> Trace:
     """Return a trace of ``calls`` tool calls, after ``history`` earlier messages, in the shapes of `assemble`."""
     told = _personal(rng) if personal else ""
-    trace = Trace(f"tr-{rng.getrandbits(128):032x}", "support", "v1", f"s-{rng.getrandbits(64)}", None, True, 1.0, 1, 2)
+    trace = Trace(f"tr-{rng.getrandbits(128):032x}", "support", "v1", f"s-{rng.getrandbits(64)}", None, True, 1, 2)
     new: list[Any] = [{"role": "user", "content": told + _sentence(rng, 25)}]
     earlier = [{"role": ("user", "assistant")[at % 2], "content": _sentence(rng, 30)} for at in range(history)]
     items = earlier + new

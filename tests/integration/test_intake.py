@@ -388,7 +388,7 @@ async def test_an_evaluator_killed_at_work_leaves_nothing_undone(settings, mlflo
 
 
 async def test_what_is_left_pending_gets_its_true_state_and_that_is_noted(settings, mlflow_uri, rows) -> None:
-    """Without a row in the outbox and without a job, a run ends as what its scores say, or as lost; the time is kept."""
+    """Without a row in the outbox and without a job, a run ends as what its scores say, or as lost, and when."""
     ids = fill(settings, made("a"), made("b"), made("c"))
     async with evaluator(settings, mlflow_uri, scorers=code_scorer(polite)) as parts:
         await parts.intake.drain()

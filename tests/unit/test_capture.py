@@ -246,7 +246,7 @@ async def test_runs_of_others(capture, run):
 
 async def test_run_without_spans():
     """A run that ended before its first span is a root alone."""
-    trace = Trace("tr-" + "a" * 32, "calc", "v1", "s", None, False, 1.0, 1, 2, [], SpanError("RUN_TIMEOUT", "too long"))
+    trace = Trace("tr-" + "a" * 32, "calc", "v1", "s", None, False, 1, 2, [], SpanError("RUN_TIMEOUT", "too long"))
     (root,) = assemble(RunCapture(trace, [{"role": "user", "content": "hi"}], sampled=True)).spans
     assert (root.parent_id, root.span_id, root.outputs, root.error) == (None, "a" * 16, None, trace.error)
 

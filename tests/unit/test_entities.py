@@ -45,7 +45,7 @@ def entities(model: str, redactor: Redactor) -> EntityRedactor:
 
 def make_trace(session: str, **fields: Any) -> Trace:
     span = Span("0" * 16, None, "get_Ann", "TOOL", 1, 2, **fields)
-    trace = Trace("tr-1", "support", "v1", session, None, True, 1.0, 1, 2, spans=[span])
+    trace = Trace("tr-1", "support", "v1", session, None, True, 1, 2, spans=[span])
     trace.error = SpanError("LookupError", "no Ann Lee here")
     return trace
 

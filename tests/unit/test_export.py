@@ -97,7 +97,7 @@ def test_without_a_caller_the_trace_is_ours() -> None:
     assert (f"{root.context.trace_id:032x}", root.parent) == ("1" * 32, None)
     assert (root.attributes["gateway.inclusion_probability"], root.attributes["gateway.kept_because"]) == (
         0.25,
-        ("sampled",),
+        ["sampled"],
     )
 
 

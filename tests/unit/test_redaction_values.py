@@ -26,7 +26,7 @@ def redactor() -> Redactor:
 
 
 def make_trace(**fields: Any) -> Trace:
-    return Trace("tr-1", "support", "v1", "s-1", "u-1", False, 1.0, 1, 2, **fields)
+    return Trace("tr-1", "support", "v1", "s-1", "u-1", False, 1, 2, **fields)
 
 
 @pytest.mark.parametrize(
