@@ -37,7 +37,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 async def test_a_failure_has_a_status_and_a_code_in_every_form(make_settings, rows) -> None:
     """JSON has the status and the code, a stream has begun and ends with the code; both name the run's trace."""
-    settings = desk(make_settings, run_timeout_s=2.0, max_turns=3)
+    settings = desk(make_settings, run_timeout_s=4.0, max_turns=3)
 
     async def fail(client: Web, model: str, words: str, status: int, code: str) -> set[str]:
         body = {"model": model, "input": words}

@@ -12,6 +12,10 @@ branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
 
+_REASON = "of failed, sampled_out and redaction_blocked: why, where there is more to say"
+_REASON_BEFORE = "for dropped and failed: why"
+
+
 def upgrade() -> None:
     op.create_table(
         "run_counts",
@@ -104,10 +108,12 @@ def upgrade() -> None:
         "runs",
         sa.Column("process_id", sa.Integer(), comment="web process that served it; NULL: an earlier version did"),
     )
+    op.alter_column("runs", "reason", comment=_REASON, existing_comment=_REASON_BEFORE, existing_type=sa.Text())
     op.add_column("runs", sa.Column("swept_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
+    op.alter_column("runs", "reason", comment=_REASON_BEFORE, existing_comment=_REASON, existing_type=sa.Text())
     for column in ("swept_at", "process_id", "kept_because"):
         op.drop_column("runs", column)
     op.drop_column("run_drops", "process_id")
