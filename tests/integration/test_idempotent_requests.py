@@ -61,7 +61,7 @@ async def test_a_twin_waits_for_the_answer(make_settings, stream) -> None:
 
 async def test_a_twin_that_waited_long_enough_is_told_to_come_back(make_settings) -> None:
     """A twin that waits for as long as a run may take gets 409."""
-    async with serving(desk(make_settings, run_timeout_s=1.0)) as client:
+    async with serving(desk(make_settings, run_timeout_s=20.0)) as client:
         client.app.state.service._idempotency._wait_s = 0.1
         first = post(client, "/v1/responses", {"input": "wait"})
         await begun()
