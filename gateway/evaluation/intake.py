@@ -259,9 +259,14 @@ class TraceIntake:
         await connection.execute(_TURNS, _turns([work.trace for work in works], self._settings.quiet_period_s))
         await finish_runs(connection, [work.trace.trace_id for work in works if work.trace.trace_id not in judged])
         if self._settings.otlp_endpoint is not None:
-            traces = [work.trace for work in works]
-            payloads = [self._cipher.encrypt(encode(trace), trace.trace_id) for trace in traces]
-            await connection.execute(_TO_OTLP, [[trace.trace_id for trace in traces], payloads])
+            payloads = await asyncio.to_thread(lambda: [self._payload(work) for work in works])
+            await connection.execute(_TO_OTLP, [[work.trace.trace_id for work in works], payloads])
+
+    def _payload(self, work: _Work) -> bytes:
+        """Return the trace as it waits for the second destination: as it came, unless names were taken out of it."""
+        if self._entities is None:
+            return work.claimed.payload
+        return self._cipher.encrypt(encode(work.trace), work.trace.trace_id)
 
     async def judge(self, trace_id: str) -> None:
         """Run the judges that are drawn for a trace which is in MLflow already."""

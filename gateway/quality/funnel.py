@@ -132,5 +132,5 @@ def _state_cell(count: StateCount, ledger: Ledger) -> Html:
         '<td class="count">{runs} <span class="soft of">{share}</span>{reasons}</td>',
         runs=count_text(count.runs),
         share=percent_text(count.share),
-        reasons=_counts(ledger.pending.reasons if count.state == "pending" else count.reasons),
+        reasons=_counts(ledger.reasons(count)),
     )

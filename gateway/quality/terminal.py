@@ -8,7 +8,7 @@ from rich.text import Text
 
 from gateway.quality.ledger import LedgerReport
 from gateway.quality.markup import count_text, percent_text
-from gateway.tracing.ledger import Funnel, Ledger, StateCount
+from gateway.tracing.ledger import Funnel, Ledger
 
 
 def print_ledger(report: LedgerReport, console: Console) -> None:
@@ -28,15 +28,11 @@ def _funnel(ledger: Ledger) -> Table:
     table.add_column("runs", justify="right")
     table.add_column("share", justify="right")
     for state in ledger.states:
-        given = [Text(cell) for cell in (state.state, state.meaning, _counts(_reasons(ledger, state)))]
+        given = [Text(cell) for cell in (state.state, state.meaning, _counts(ledger.reasons(state)))]
         table.add_row(*given, count_text(state.runs), percent_text(state.share), style=None if state.runs else "dim")
     table.add_section()
     table.add_row("total", "", "", count_text(ledger.total), "")
     return table
-
-
-def _reasons(ledger: Ledger, state: StateCount) -> dict[str, int]:
-    return ledger.pending.reasons if state.state == "pending" else state.reasons
 
 
 def _agents(report: LedgerReport) -> Table:

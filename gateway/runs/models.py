@@ -210,6 +210,9 @@ class TracedModel(Model):
         handoffs: list[Handoff[Any, Agent[Any]]],
         tracing: ModelTracing,
     ) -> "_FailingSpan":
+        if tracing.is_disabled():  # nobody will read it: no copies for it
+            unread = ModelCall([], self._name, provider=self._provider, instructions=None, tools=[], settings={})
+            return _FailingSpan(get_trace_provider().create_span(unread, disabled=True))
         data = ModelCall(
             # A copy: the SDK goes on to build the next turn's input, and the span is read later.
             asked if isinstance(asked, str) else list(asked),
@@ -219,7 +222,7 @@ class TracedModel(Model):
             tools=self._tool_definitions(tools, handoffs),
             settings={key: value for key in _SETTINGS if (value := getattr(settings, key)) is not None},
         )
-        return _FailingSpan(get_trace_provider().create_span(data, disabled=tracing.is_disabled()))
+        return _FailingSpan(get_trace_provider().create_span(data))
 
     def _tool_definitions(self, tools: list[Tool], handoffs: list[Handoff[Any, Agent[Any]]]) -> list[dict[str, Any]]:
         """Return the definitions of the tools, made once for the same tools."""

@@ -78,6 +78,10 @@ class Ledger(Funnel):
     """Runs by why their conversation is kept, most first: ``sampled``, and the tail rules that it met. One run may
     have several reasons."""
 
+    def reasons(self, count: StateCount) -> dict[str, int]:
+        """Return why runs are in a state, or what they wait for there, with how many."""
+        return self.pending.reasons if count.state == "pending" else count.reasons
+
 
 class AgentFunnel(Funnel):
     """What became of the runs of one agent."""

@@ -35,7 +35,7 @@ from gateway.tracing.capture.recording import RunCapture
 from gateway.tracing.handover.preparing import Preparer
 from gateway.tracing.handover.settling import settle, store_counts
 from gateway.tracing.handover.spill import Batch, Spill
-from gateway.tracing.handover.storing import FinishedRun, store_runs
+from gateway.tracing.handover.storing import FinishedRun, store_runs, transaction
 from gateway.tracing.handover.tally import SPILL_SUFFIX, Counts, Owner, Tally, stem
 from gateway.tracing.sampling import Draw
 
@@ -46,10 +46,6 @@ BATCH_RUNS = 200
 """Runs a transaction at the most: some 50 ms of work for the database."""
 BATCH_BYTES = 8_000_000
 """Bytes of payload a transaction at the most, roughly."""
-STORE_S = 10.0
-"""Seconds that a transaction may take before it counts as failed."""
-CONNECTION_S = 1.0
-"""Seconds to wait for a connection: meanwhile what waits is in memory only."""
 
 _PREPARED_AT_ONCE = 20  # runs a call into the thread: some 10 ms of work, so that the first need not wait for all
 _PAUSE_S = 1e-4  # between two runs in the thread
@@ -317,11 +313,7 @@ class OutboxWriter:
         counts = self._tally.counts()
         touched = {run.agent for run in runs}
         changed = {name: each for name, each in counts.items() if name in touched or each != self._reported.get(name)}
-        async with (
-            asyncio.timeout(STORE_S),
-            self._pool.connection(CONNECTION_S) as connection,
-            connection.transaction(),
-        ):
+        async with transaction(self._pool) as connection:
             wanted = await store_runs(connection, runs, hold=self._live.now.hold_s > 0, pin=self._live.now.tracing)
             await store_counts(connection, self._tally.owner.process_id, changed, recorded)
         self._recorded, self._reported, self._heard_at = recorded, counts, time.monotonic()
@@ -348,11 +340,7 @@ class OutboxWriter:
         """Store the final counts, once everything else is stored; return whether that worked."""
         owner = self._tally.owner
         try:
-            async with (
-                asyncio.timeout(_SETTLE_S),
-                self._pool.connection(CONNECTION_S) as connection,
-                connection.transaction(),
-            ):
+            async with transaction(self._pool, _SETTLE_S) as connection:
                 counts = self._tally.counts()
                 lost = await settle(connection, owner.process_id, counts, started_ns=owner.started_ns)
         except Exception as error:  # noqa: BLE001 - the next start does it

@@ -28,10 +28,10 @@ from gateway.reloading import LiveSettings
 from gateway.storage.database import Pool
 from gateway.storage.erasure import ERASED_KEPT_DAYS
 from gateway.storage.queue import DRAIN_OUTBOX, enqueue_once
-from gateway.tracing.handover.outbox import BATCH_BYTES, BATCH_RUNS, CONNECTION_S, STORE_S
+from gateway.tracing.handover.outbox import BATCH_BYTES, BATCH_RUNS
 from gateway.tracing.handover.settling import settle
 from gateway.tracing.handover.spill import Spill
-from gateway.tracing.handover.storing import FinishedRun, store_runs
+from gateway.tracing.handover.storing import FinishedRun, store_runs, transaction
 from gateway.tracing.handover.tally import Left, find_left
 
 log = structlog.get_logger(__name__)
@@ -139,7 +139,7 @@ class Recovery:
         try:
             runs, damaged = await self._drain(spill)
             started_ns = left.owner.started_ns if left.owner else None
-            async with self._connection() as connection:
+            async with transaction(self._pool) as connection:
                 lost = await settle(connection, left.process_id, left.counts, started_ns=started_ns)
             settled = True
         finally:
@@ -172,23 +172,13 @@ class Recovery:
         oldest_ns = time.time_ns() - ERASED_KEPT_DAYS * 86_400 * 10**9
         runs = [run for run in runs if run.started_ns > oldest_ns]
         try:
-            async with self._connection() as connection:
+            async with transaction(self._pool) as connection:
                 return await store_runs(connection, runs, hold=self._live.now.hold_s > 0, pin=self._live.now.tracing)
         except psycopg.DataError as error:
             if len(runs) <= 1:
                 log.error("the database refuses a run", error=type(error).__name__)
                 return False
         return any([await self._store([run]) for run in runs])
-
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[object, ...]]]:
-        """Return a connection in a transaction."""
-        async with (
-            asyncio.timeout(STORE_S),
-            self._pool.connection(CONNECTION_S) as connection,
-            connection.transaction(),
-        ):
-            yield connection
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

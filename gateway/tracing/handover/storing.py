@@ -4,7 +4,9 @@ A batch is one transaction of a handful of statements, however many runs it has.
 not heard of, it changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -12,10 +14,24 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
+from gateway.storage.database import Pool
 from gateway.storage.erasure import BESIDE_NO_ERASURE, user_hash
 from gateway.tracing.sampling import Decision, decide
 
 Connection = psycopg.AsyncConnection[Any]
+
+
+CONNECTION_S = 1.0
+"""Seconds to wait for a connection: meanwhile what waits is in memory only."""
+STORE_S = 10.0
+"""Seconds that a transaction may take before it counts as failed."""
+
+
+@asynccontextmanager
+async def transaction(pool: Pool, within_s: float = STORE_S) -> AsyncIterator[Connection]:
+    """Give a connection in a transaction, for ``within_s`` seconds; raise psycopg's errors, or ``TimeoutError``."""
+    async with asyncio.timeout(within_s), pool.connection(CONNECTION_S) as connection, connection.transaction():
+        yield connection
 
 
 class FinishedRun(msgspec.Struct):
@@ -80,8 +96,13 @@ async def store_runs(connection: Connection, runs: Sequence[FinishedRun], *, hol
     if waiting:
         await connection.execute(_INSERT_OUTBOX, _columns(_OUTBOX_COLUMNS, waiting))
     if promoted:
-        await connection.execute(_PROMOTE_RUNS, {"sessions": promoted})
-        await connection.execute(_RELEASE, {"sessions": promoted})
+        now = {
+            "sessions": promoted,
+            "probabilities": [decisions[each].probability for each in promoted],
+            "reasons": [Jsonb(decisions[each].reasons) for each in promoted],
+        }
+        await connection.execute(_PROMOTE_RUNS, now)
+        await connection.execute(_RELEASE, now)
     return bool(promoted) or any(not row["held"] for row in waiting)
 
 
@@ -205,15 +226,13 @@ _DECIDE = """
         projected_at = CASE WHEN known.rules @> excluded.rules THEN known.projected_at END
     RETURNING session_id, rate, kept, rules
 """
-_KEPT_BECAUSE = """(CASE WHEN kept THEN '["sampled"]'::jsonb ELSE '[]'::jsonb END || rules)"""
 # Only those that it changes: each turn that meets a rule comes here, and a conversation may have many.
-_PROMOTE_RUNS = f"""
-    UPDATE runs SET inclusion_probability = 1,
-        kept_because = {_KEPT_BECAUSE}
-    FROM sampled_sessions AS session
-    WHERE session.session_id = ANY(%(sessions)s) AND runs.session_id = session.session_id
-      AND state NOT IN ('sampled_out', 'erased')
-      AND (inclusion_probability, kept_because) IS DISTINCT FROM (1::float8, {_KEPT_BECAUSE})
+_PROMOTE_RUNS = """
+    UPDATE runs SET inclusion_probability = decided.probability, kept_because = decided.reasons
+    FROM unnest(%(sessions)s::text[], %(probabilities)s::float8[], %(reasons)s::jsonb[])
+        AS decided (session_id, probability, reasons)
+    WHERE runs.session_id = decided.session_id AND state NOT IN ('sampled_out', 'erased')
+      AND (inclusion_probability, kept_because) IS DISTINCT FROM (decided.probability, decided.reasons)
 """
 _RELEASE = """
     UPDATE outbox SET held = false, retry_at = now(), created_at = now() FROM runs
