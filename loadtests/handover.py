@@ -39,7 +39,7 @@ from gateway.tracing.capture.recording import RunCapture
 from gateway.tracing.handover.outbox import OutboxWriter, open_files
 from gateway.tracing.handover.preparing import Preparer
 from gateway.tracing.handover.settling import database_identity
-from gateway.tracing.handover.storing import store_runs
+from gateway.tracing.handover.storing import store_runs, transaction
 from gateway.tracing.handover.tally import Owner
 from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.sampling import Draw
@@ -184,11 +184,10 @@ async def steps(hand: Hand, run: RunCapture) -> dict[str, float]:
 async def store_us(hand: Hand, run: RunCapture, size: int) -> float:
     """Return this side's CPU for a run of a batch of that size, in microseconds."""
     finished = [hand.preparer.prepare(again(run), KEPT) for _ in range(size)]
-    async with hand.pool.connection() as connection:
-        begin = time.thread_time_ns()
-        async with connection.transaction():
-            await store_runs(connection, finished, hold=True)
-        return (time.thread_time_ns() - begin) / size / 1e3
+    begin = time.thread_time_ns()
+    async with transaction(hand.pool) as connection:
+        await store_runs(connection, finished, hold=True)
+    return (time.thread_time_ns() - begin) / size / 1e3
 
 
 def spread(values_ms: Sequence[float]) -> str:

@@ -179,7 +179,7 @@ class AgentExecutor:
         emit: Emit | None,
         before: Snapshot | None,
     ) -> Outcome:
-        config = self._config(plugin, run, options)
+        config = self._config(plugin, run, options, streamed=emit is not None)
         context = None if isinstance(asked, RunState) else options.context
         try:
             with self._capture.inside(run):
@@ -224,14 +224,13 @@ class AgentExecutor:
             tool_error_formatter=self._note_tool_error,
         )
 
-    def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions) -> RunConfig:
+    def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions, *, streamed: bool) -> RunConfig:
         config = copy.copy(self._configs[plugin.name])
         config.trace_id, config.group_id = run.sdk_trace_id, run.trace.session_id
         config.tracing_disabled = not run.sampled
-        # Servers that speak Chat Completions leave the usage out of a stream unless they are asked for it.
-        config.model_settings = _WITH_USAGE
-        if options.settings is not None:
-            config.model_settings = replace(options.settings, include_usage=True)
+        config.model_settings = options.settings
+        if streamed:  # servers that speak Chat Completions leave the usage out of a stream unless they are asked for it
+            config.model_settings = replace(options.settings, include_usage=True) if options.settings else _WITH_USAGE
         return config
 
     def _failure(self, error: Exception) -> RunError:

@@ -150,11 +150,21 @@ def output_items(new_items: Sequence[RunItem], stem: str, hidden_outputs: frozen
         stem: as for `ItemTranslator`.
         hidden_outputs: names of tools whose outputs are left out.
     """
-    translator = ItemTranslator(stem, hidden_outputs)
+    hidden_calls: set[str] = set()
+    output: list[Fields] = []
     for item in new_items:
-        if not isinstance(item, ToolApprovalItem | InputItem):
-            translator.add(item.raw_item)
-    return translator.output
+        if isinstance(item, ToolApprovalItem | InputItem):
+            continue
+        fields = _shaped(item.raw_item)
+        kind = fields["type"]
+        if kind == "function_call" and fields["name"] in hidden_outputs:
+            hidden_calls.add(fields["call_id"])
+        if kind == "function_call_output" and fields.get("call_id") in hidden_calls:
+            continue
+        if kind not in _KEPT:
+            fields["id"] = item_id_of(kind, stem, len(output))
+        output.append(fields)
+    return output
 
 
 @dataclass(frozen=True)

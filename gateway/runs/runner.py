@@ -60,6 +60,8 @@ class _Place(NamedTuple):
     """Turn that it follows; ``None``: the last one."""
     agent: str | None = None
     """Agent that answers; ``None``: the default one."""
+    is_new: bool = False
+    """The id was made for this request: nobody else can know it yet."""
 
 
 class AgentRunner:
@@ -151,7 +153,7 @@ class AgentRunner:
                 raise
         except psycopg.OperationalError as error:
             raise _database_away(error) from error
-        active.start(asyncio.create_task(self._carry_out(active, plugin, place.follows), name=active.run.trace_id))
+        active.start(asyncio.create_task(self._carry_out(active, plugin, place), name=active.run.trace_id))
         return active
 
     def stop(self, trace_id: str, reason: str) -> None:
@@ -172,7 +174,8 @@ class AgentRunner:
         if request.previous_response_id is not None:
             session_id, follows = await self._responses.place(request.previous_response_id, request.key_id)
         if not request.approvals:
-            return _Place(session_id or f"s-{uuid.uuid4().hex}", follows, request.agent)
+            is_new = session_id is None
+            return _Place(session_id or f"s-{uuid.uuid4().hex}", follows, request.agent, is_new)
         paused = await self._paused.find(request.approvals[0].approval_id, request.key_id)
         if None not in {request.agent, paused.agent} and request.agent != paused.agent:
             raise InvalidRequest(f"The run that waits for this approval is one of the agent {paused.agent!r}.", "model")
@@ -220,11 +223,11 @@ class AgentRunner:
         self._idle.clear()
         return active
 
-    async def _carry_out(self, active: ActiveRun, plugin: AgentPlugin, follows: int | None) -> None:
+    async def _carry_out(self, active: ActiveRun, plugin: AgentPlugin, place: _Place) -> None:
         """Run to the end, whatever that is; tell the client and hand over the trace."""
         outcome: RunResult | GatewayError
         try:
-            outcome = await self._answer(active, plugin, follows)
+            outcome = await self._answer(active, plugin, place)
             error = None
         except BaseException as raised:  # noqa: BLE001 - the task ends here, and its client must hear of it
             active.settling = True
@@ -254,13 +257,13 @@ class AgentRunner:
             self.changed_at = time.time()
             self._idle.set()
 
-    async def _answer(self, active: ActiveRun, plugin: AgentPlugin, follows: int | None) -> RunResult:
+    async def _answer(self, active: ActiveRun, plugin: AgentPlugin, place: _Place) -> RunResult:
         """Take the session's turn, run, commit; return what the client gets."""
         timeout_s = self._settings.run_timeout_s
         try:
             async with asyncio.timeout(timeout_s) as deadline, AsyncExitStack() as stack:
                 active.enter()
-                turn = await self._turn(active, follows, stack)
+                turn = await self._turn(active, place, stack)
                 active.check()
                 self._draw(active, turn.rate)
                 active.took_turn = True
@@ -284,15 +287,19 @@ class AgentRunner:
                 f"The run took longer than {timeout_s:g} s. Ask for less at once, or raise GATEWAY_RUN_TIMEOUT_S."
             ) from None
 
-    async def _turn(self, active: ActiveRun, follows: int | None, stack: AsyncExitStack) -> Turn:
+    async def _turn(self, active: ActiveRun, place: _Place, stack: AsyncExitStack) -> Turn:
         """Return the turn that the run is to have, held until ``stack`` is left if it is to be remembered."""
         request, session_id, owner = active.request, active.capture.trace.session_id, active.run.trace_id
+        follows, user_id = place.follows, active.capture.trace.user_id
+        # Nobody hears of its id before the answer, and by no user's name can it be asked to be forgotten.
+        if place.is_new and not (_is_announced(request) or (user_id and request.remember)):
+            return self._sessions.begin(session_id, owner, key_id=request.key_id)
         if not request.remember and not request.approvals:
             earlier = await self._sessions.peek(
                 session_id, key_id=request.key_id, last=follows, continues=request.answers_calls
             )
             return Turn(session_id, 0, owner, request.key_id, earlier)
-        key_id, user_id = request.key_id, active.capture.trace.user_id
+        key_id = request.key_id
         if follows is None:
             policy = self._settings.session_policy
             held = self._sessions.turn(

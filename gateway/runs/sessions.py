@@ -53,6 +53,8 @@ class Turn:
     forked_from: str | None = None
     rate: float | None = None
     """Rate by which the session's first turn was drawn for sampling; ``None``: it was not drawn yet."""
+    is_new: bool = False
+    """There is no row of the session before the commit."""
     settled: bool = False
     """It was committed, or taken away."""
 
@@ -81,6 +83,10 @@ class SessionStore:
         self._history_turns = history_turns
         self._line = TurnLine(pool, signals, hold_s=hold_s)
         self.settle = self._line.settle
+
+    def begin(self, session_id: str, owner: str, *, key_id: str = ANONYMOUS) -> Turn:
+        """Return the first turn of a session that nobody else knows of: there is none to wait for, or to give back."""
+        return Turn(session_id, 1, owner, key_id, is_new=True)
 
     @asynccontextmanager
     async def turn(
@@ -187,6 +193,7 @@ class SessionStore:
         mine = {
             "session": turn.session_id,
             "turn": turn.number,
+            "key": turn.key_id,
             "owner": turn.owner,
             "user": user_id,
             "forked_from": turn.forked_from,
@@ -203,7 +210,7 @@ class SessionStore:
                 last = [turn.forked_from, copies[-1].number, copies[-1].created_at]
                 if await (await connection.execute(_STILL_THERE, last)).fetchone() is None:
                     raise ended()  # what was forgotten must not come back in a fork
-            cursor = await connection.execute(_COMMIT, mine)
+            cursor = await connection.execute(_COMMIT_NEW if turn.is_new else _COMMIT, mine)
             if await cursor.fetchone() is None:
                 raise await self._lost(connection, turn)
             for each in copies:
@@ -301,6 +308,13 @@ _COMMIT = f"""
         INSERT INTO session_turns (session_id, turn, items, trace_id, continues)
         SELECT session_id, turns, %(items)s, %(trace)s, %(continues)s FROM mine RETURNING session_id)
     SELECT session_id, ({FIRST_IN_LINE})::text FROM stored
+"""
+_COMMIT_NEW = """
+    WITH mine AS (
+        INSERT INTO sessions (session_id, key_id, user_id, turns) VALUES (%(session)s, %(key)s, %(user)s, %(turn)s)
+        ON CONFLICT DO NOTHING RETURNING session_id, turns)
+    INSERT INTO session_turns (session_id, turn, items, trace_id, continues)
+    SELECT session_id, turns, %(items)s, %(trace)s, %(continues)s FROM mine RETURNING session_id
 """
 _STILL_THERE = "SELECT 1 FROM session_turns WHERE session_id = %s AND turn = %s AND created_at = %s"
 _COPY = """

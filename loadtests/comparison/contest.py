@@ -1,12 +1,17 @@
-"""All contestants under the same load, in turn, several rounds."""
+"""All contestants under the same load, in turn, several rounds.
+
+They are all started first and then measured in short turns, so that what is compared is seconds apart: how fast the
+machine is changes within minutes. Who is not measured has nothing to do.
+"""
 
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .contestants import Contestant, ModelKind
+from .contestants import Contestant, ModelKind, Running
 from .load import Load
 from .processes import Shared
 
@@ -74,44 +79,54 @@ def contest(
     """Measure each contestant in each round; the order turns by one from round to round."""
     samples, entrants = [], list(contestants)
     for model in models:
-        for number in range(plan.rounds):
-            first = number % len(entrants)
-            for contestant in [*entrants[first:], *entrants[:first]]:
-                sample = measure(shared, contestant, model, plan, number + 1)
-                tell(f"round {number + 1}, model {model}, {contestant.title}: {_brief(sample)}")
-                samples.append(sample)
+        with ExitStack() as stack:
+            running = {each.name: stack.enter_context(each.running(shared, model)) for each in entrants}
+            for each in entrants:
+                _warm_up(shared, each, running[each.name], plan)
+            for number in range(plan.rounds):
+                first = number % len(entrants)
+                for each in [*entrants[first:], *entrants[:first]]:
+                    sample = measure(shared, each, running[each.name], model, plan, number + 1)
+                    tell(f"round {number + 1}, model {model}, {each.title}: {_brief(sample)}")
+                    samples.append(sample)
     return samples
 
 
-def measure(shared: Shared, contestant: Contestant, model: ModelKind, plan: Plan, number: int) -> Sample:
-    """Start a contestant, warm it up, measure it, wait for its traces, end it."""
-    with contestant.running(shared, model) as running:
-        running.load(plan.load(seconds=plan.warm_up_s))
-        began, cpu_s, busy_s = time.monotonic(), running.child.cpu_s(), running.child.core_busy_s()
-        outcome = running.load(plan.load())
-        ended = time.monotonic()
-        time.sleep(SETTLE_S)
-        cpu_s = running.child.cpu_s() - cpu_s
-        others_s = running.child.core_busy_s() - busy_s - cpu_s
-        stored, drain_s = (None, None)
-        if contestant.stores_traces:
-            stored, drain_s = drain(shared, outcome.trace_ids, ended, plan.drain_limit_s)
-        good = len(outcome.latencies_s)
-        return Sample(
-            contestant=contestant.name,
-            model=model,
-            round=number,
-            requests=good,
-            failures=outcome.failures,
-            requests_per_s=good / outcome.took_s,
-            p50_ms=outcome.percentile_ms(0.5),
-            p99_ms=outcome.percentile_ms(0.99),
-            cpu_ms=cpu_s * 1000 / max(good, 1),
-            peak_rss_mb=running.child.peak_rss_mb(),
-            stored=stored,
-            drain_s=drain_s,
-            disturbed_share=max(0.0, others_s) / (ended + SETTLE_S - began),
-        )
+def _warm_up(shared: Shared, contestant: Contestant, running: Running, plan: Plan) -> None:
+    outcome = running.load(plan.load(seconds=plan.warm_up_s))
+    if contestant.stores_traces:
+        drain(shared, outcome.trace_ids, time.monotonic(), plan.drain_limit_s)
+
+
+def measure(
+    shared: Shared, contestant: Contestant, running: Running, model: ModelKind, plan: Plan, number: int
+) -> Sample:
+    """Put a contestant that runs under load, and wait for its traces."""
+    began, cpu_s, busy_s = time.monotonic(), running.child.cpu_s(), running.child.core_busy_s()
+    outcome = running.load(plan.load())
+    ended = time.monotonic()
+    time.sleep(SETTLE_S)
+    cpu_s = running.child.cpu_s() - cpu_s
+    others_s = running.child.core_busy_s() - busy_s - cpu_s
+    stored, drain_s = (None, None)
+    if contestant.stores_traces:
+        stored, drain_s = drain(shared, outcome.trace_ids, ended, plan.drain_limit_s)
+    good = len(outcome.latencies_s)
+    return Sample(
+        contestant=contestant.name,
+        model=model,
+        round=number,
+        requests=good,
+        failures=outcome.failures,
+        requests_per_s=good / outcome.took_s,
+        p50_ms=outcome.percentile_ms(0.5),
+        p99_ms=outcome.percentile_ms(0.99),
+        cpu_ms=cpu_s * 1000 / max(good, 1),
+        peak_rss_mb=running.child.peak_rss_mb(),
+        stored=stored,
+        drain_s=drain_s,
+        disturbed_share=max(0.0, others_s) / (ended + SETTLE_S - began),
+    )
 
 
 def drain(shared: Shared, trace_ids: list[str], ended: float, limit_s: float) -> tuple[int, float]:

@@ -70,6 +70,28 @@ async def test_fifty_at_once_lose_double_and_mix_up_nothing(make_settings, rows)
     assert rows("SELECT count(*) FROM session_waiters") == [(0,)]
 
 
+async def test_a_session_that_nobody_can_know_is_stored_with_its_first_answer(make_settings, rows) -> None:
+    """A request that names no session and no user has no row before its answer; then it can be gone on with."""
+    async with serving(desk(make_settings)) as client:
+        asked = say(client, "wait for it")
+        await begun()
+        assert rows("SELECT count(*) FROM sessions") == [(0,)]
+        clerk().gate.set()
+        session = (await asked).headers["x-session-id"]
+        assert text(await say(client, "and now", session)) == "2: and now"
+        assert rows("SELECT session_id, turns, turn_owner FROM sessions") == [(session, 2, None)]
+
+
+async def test_a_session_that_came_to_be_meanwhile_is_not_written_over(process, rows) -> None:
+    """The first turn of a session that is there by the time of its commit is refused, and nothing of it is stored."""
+    async with process() as store:
+        async with store.turn("s", "tr-other") as other:
+            await store.commit(other, ITEMS)
+        with pytest.raises(SessionBusy):
+            await store.commit(store.begin("s", "tr-mine"), ITEMS)
+        assert [turn.number for turn in await store.turns("s")] == [1]
+
+
 async def test_who_waits_is_served_in_order_of_arrival(make_settings, waiting) -> None:
     """Requests that wait in two processes get the turn in the order in which they came."""
     settings = desk(make_settings)
