@@ -14,7 +14,8 @@ import structlog
 from agents import RunConfig, Runner
 from agents.exceptions import ModelRefusalError, ModelTimeoutError, ToolTimeoutError
 from agents.items import ToolApprovalItem
-from agents.run_config import ToolErrorFormatterArgs
+from agents.run_config import CallModelData, ModelInputData, ToolErrorFormatterArgs
+from agents.run_internal.turn_preparation import get_model_settings
 from agents.run_state import RunState
 
 from gateway.errors import (
@@ -87,6 +88,8 @@ class AgentExecutor:
         self._models = {name: choose_model(plugin, settings.model, provider) for name, plugin in plugins.items()}
         self._capture = capture
         self._configs = {name: self._template(name) for name in plugins}
+        self._agents = {name: self._prepared(plugin.agent, self._configs[name]) for name, plugin in plugins.items()}
+        self._shows_history = {name: _needs_history(plugin.agent) for name, plugin in plugins.items()}
         self._max_turns = settings.max_turns
         self._default = settings.default_agent or next(iter(plugins))
         self.plugin(None)  # a wrong GATEWAY_DEFAULT_AGENT must not wait for the first request
@@ -123,6 +126,8 @@ class AgentExecutor:
         run: RunCapture,
         options: RunOptions = NO_OPTIONS,
         emit: Emit | None = None,
+        *,
+        history: int = 0,
     ) -> Outcome:
         """Run the agent on Responses items; its spans are filed with ``run`` if that is sampled.
 
@@ -132,12 +137,18 @@ class AgentExecutor:
             run: takes the spans.
             options: what the request changes.
             emit: takes the events of a stream as they come; ``None``: no stream is wanted.
+            history: how many of the items, from the first, are of earlier turns. Where nothing but the model looks at
+                them, the SDK is spared them: it copies what it is given several times a model call.
 
         Raises:
             RunError: what the SDK raised, as one of ours.
         """
-        asked = [{"role": "developer", "content": options.instructions}, *items] if options.instructions else items
-        return await self._run(plugin, self._agent(plugin, options), asked, run, options, emit, None)
+        told = [{"role": "developer", "content": options.instructions}] if options.instructions else []
+        if history and not self._shows_history[plugin.name]:
+            earlier, asked = [*told, *items[:history]], items[history:]
+        else:
+            earlier, asked = [], [*told, *items]
+        return await self._run(plugin, self._agent(plugin, options), asked, run, options, emit, None, earlier)
 
     async def resume(
         self,
@@ -178,8 +189,11 @@ class AgentExecutor:
         options: RunOptions,
         emit: Emit | None,
         before: Snapshot | None,
+        earlier: list[Any] | None = None,
     ) -> Outcome:
         config = self._config(plugin, run, options, streamed=emit is not None)
+        if earlier:
+            config.call_model_input_filter = _after(earlier)
         context = None if isinstance(asked, RunState) else options.context
         try:
             with self._capture.inside(run):
@@ -206,7 +220,7 @@ class AgentExecutor:
     def _agent(self, plugin: AgentPlugin, options: RunOptions) -> sdk.Agent[Any]:
         """Return a copy for one run: the SDK scans the runs in flight that share one Agent object."""
         # Not `clone`, which looks at every field again: they are those of an agent that was looked at.
-        agent = copy.copy(plugin.agent)
+        agent = copy.copy(self._agents[plugin.name])
         if options.tools:
             agent.tools = [*plugin.agent.tools, *options.tools]
             agent.tool_use_behavior = _stop_at_client_tools(plugin.agent, options.client_tools)
@@ -223,6 +237,14 @@ class AgentExecutor:
             trace_include_sensitive_data=True,  # redaction is ours, and comes before anything is written
             tool_error_formatter=self._note_tool_error,
         )
+
+    @staticmethod
+    def _prepared(agent: sdk.Agent[Any], config: RunConfig) -> sdk.Agent[Any]:
+        """Return the agent with its model and the settings that it has with it, which the SDK finds anew each turn."""
+        prepared = copy.copy(agent)
+        prepared.model_settings = get_model_settings(agent, config)
+        prepared.model = config.model
+        return prepared
 
     def _config(self, plugin: AgentPlugin, run: RunCapture, options: RunOptions, *, streamed: bool) -> RunConfig:
         config = copy.copy(self._configs[plugin.name])
@@ -331,6 +353,21 @@ def _approval_item(agent: str, request: ApprovalRequest) -> dict[str, Any]:
         "arguments": request.arguments,
         "server_label": agent,
     }
+
+
+def _needs_history(agent: sdk.Agent[Any]) -> bool:
+    """Whether anything but the model looks at the earlier turns: handoffs, guardrails, hooks, a run that can pause."""
+    plain = all(isinstance(tool, sdk.FunctionTool) and tool.needs_approval is False for tool in agent.tools)
+    return not plain or bool(agent.handoffs or agent.input_guardrails or agent.hooks or agent.mcp_servers)
+
+
+def _after(earlier: list[Any]) -> Callable[[CallModelData[Any]], ModelInputData]:
+    """Return what puts the earlier items before what the SDK has for a model call."""
+
+    def put(call: CallModelData[Any]) -> ModelInputData:
+        return ModelInputData([*earlier, *call.model_data.input], call.model_data.instructions)
+
+    return put
 
 
 def _stop_at_client_tools(agent: sdk.Agent[Any], names: frozenset[str]) -> Any:

@@ -340,7 +340,11 @@ class AgentRunner:
             history = turn.history if request.transcript is None else request.transcript
             items = join(history, request.items)
             self._begin_to_execute(active)
-            outcome = await self._executor.execute(plugin, items, active.capture, request.options, emit)
+            # The end of the list is the request's own, unless what is there answers calls of the turns before.
+            earlier = 0 if request.answers_calls else max(len(items) - len(request.items), 0)
+            outcome = await self._executor.execute(
+                plugin, items, active.capture, request.options, emit, history=earlier
+            )
         active.capture.answer = outcome.answer
         active.capture.left_open = outcome.items if outcome.answer is None else []
         active.capture.waiting_tools = frozenset(each.tool for each in outcome.approvals)

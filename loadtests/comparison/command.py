@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markdown import Markdown
 
-from .contest import Plan, contest, summaries
+from .contest import Plan, contest
 from .contestants import CONTESTANTS, ModelKind
 from .figures import OWN_LOADS, RequestsFailedError, from_contest
 from .machine import Cores, Machine
@@ -33,8 +33,8 @@ def main(
     models: Annotated[list[ModelKind] | None, _Many] = None,
     profile: Annotated[list[Name] | None, _Many] = None,
     quick: bool = False,
-    rounds: int = 3,
-    seconds: float = 10.0,
+    rounds: int = 8,
+    seconds: float = 2.0,
     warm_up: float = 3.0,
     connections: int = 16,
     drain_limit: float = 180.0,
@@ -94,7 +94,7 @@ def _run(
     if "contest" in only:
         entrants = [contestant for name, contestant in CONTESTANTS.items() if name in names]
         report.samples = contest(parts, entrants, models, report.plan, tell)
-        report.figures += from_contest(summaries(report.samples))
+        report.figures += from_contest(report.samples)
     for name, measure in OWN_LOADS.items():
         if name in only:
             try:

@@ -1,19 +1,20 @@
 """The figures that have targets. Some are ratios of the contest, the others take a load of their own.
 
-Each load of its own is measured in as many rounds as the contest, both sides of a ratio in turn in each round, and the
-figure is the median of the rounds' ratios: what else the machine does then weighs on both sides.
+Each load of its own is measured in as many rounds as the contest, both sides of a ratio in turn in each round. Every
+figure is the median of what compares two sides of the same round: what else the machine does weighs on both.
 """
 
 import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 from uuid import uuid4
 
-from .contest import SETTLE_S, Plan, Summary
-from .contestants import AGENT_SERVER, AUTOLOG, BARE, LITESTAR, TRACED, UNTRACED, ModelKind, Running, body
+from .contest import SETTLE_S, Plan, Sample
+from .contestants import AGENT_SERVER, AUTOLOG, BARE, LITESTAR, TRACED, UNTRACED, Contestant, ModelKind, Running, body
 from .load import Bodies, Load, Outcome
 from .processes import Shared
 
@@ -24,6 +25,7 @@ _LONG, _SHORT = 1000, 20
 _ITEMS_A_TURN = 4
 _HISTORY_ITEMS = 100
 _ARRIVALS_PER_S = 100
+_ARRIVALS_S = 10.0  # a round at the least: the p99 of 200 requests would be the third worst of them
 _SESSIONS = 500
 _THINKING_MS = 300
 _CROWD = 500
@@ -87,59 +89,94 @@ def in_turn(asked: list[bytes]) -> Bodies:
     return lambda number: asked[number % len(asked)]
 
 
-def from_contest(found: dict[tuple[ModelKind, str], Summary]) -> list[Figure]:
+def from_contest(samples: list[Sample]) -> list[Figure]:
     """Return the figures that compare contestants; the target is for the model in the process, if that was run."""
-    models = sorted({model for model, _ in found}, key=lambda model: model == "http")
+    models = sorted({sample.model for sample in samples}, key=lambda model: model == "http")
     figures = []
     for name, unit, bound, target, value in _RATIOS:
-        values = {model: value(model, found) for model in models}
+        values = {model: value(_Rounds(samples, model)) for model in models}
         known = {model: each for model, each in values.items() if each is not None}
         if known:
             first, *others = known.items()
             details = [f"model {first[0]}", *(f"model {model}: {each[0]:.2f} {unit}".strip() for model, each in others)]
-            details += [line for _, (_, lines) in known.items() for line in lines]
+            details += [f"model {model}: {line}" for model, (_, lines) in known.items() for line in lines]
             figures.append(Figure(name, first[1][0], unit, bound, target, details))
     return figures
 
 
-_Found = dict[tuple[ModelKind, str], Summary]
+class _Rounds:
+    """The samples of a contest with one kind of model. What is compared is of the same round each."""
+
+    def __init__(self, samples: list[Sample], model: ModelKind):
+        self._samples = {(each.contestant, each.round): each for each in samples if each.model == model}
+        self._rounds = sorted({number for _, number in self._samples})
+
+    def of(self, contestant: Contestant) -> list[Sample]:
+        """Return a contestant's samples; none if it did not take part."""
+        return [found for number in self._rounds if (found := self._samples.get((contestant.name, number)))]
+
+    def over(
+        self, ours: Contestant, theirs: Contestant, value: Callable[[Sample, Sample], float]
+    ) -> tuple[float, str] | None:
+        """Return the median over the rounds of what compares two contestants, and in words between what it lay."""
+        pairs = list(zip(self.of(ours), self.of(theirs), strict=False))
+        if not pairs:
+            return None
+        values = sorted(value(*pair) for pair in pairs)
+        return statistics.median(values), f"{values[0]:.2f} to {values[-1]:.2f} in {len(values)} rounds"
+
+
 _Value = tuple[float, list[str]]
 
 
-def _against_autolog(model: ModelKind, found: _Found) -> _Value | None:
-    ours, theirs = found.get((model, TRACED.name)), found.get((model, AUTOLOG.name))
-    if ours is None or theirs is None:
+def _requests_ratio(ours: Sample, theirs: Sample) -> float:
+    return ours.requests_per_s / theirs.requests_per_s
+
+
+def _cpu_ratio(ours: Sample, theirs: Sample) -> float:
+    return theirs.cpu_ms / ours.cpu_ms
+
+
+def _cpu_more_ms(ours: Sample, theirs: Sample) -> float:
+    return ours.cpu_ms - theirs.cpu_ms
+
+
+def _stored_share(samples: list[Sample]) -> float:
+    return sum(each.stored or 0 for each in samples) / max(sum(each.requests for each in samples), 1)
+
+
+def _against_autolog(rounds: _Rounds) -> _Value | None:
+    ratio, cpu = rounds.over(TRACED, AUTOLOG, _requests_ratio), rounds.over(TRACED, AUTOLOG, _cpu_ratio)
+    if ratio is None or cpu is None:
         return None
-    shares = f"traces stored {ours.stored_share or 0:.1%} against {theirs.stored_share or 0:.1%}"
-    by_cpu = f"by CPU a request: {theirs.cpu_ms / ours.cpu_ms:.2f}"
-    return ours.requests_per_s / theirs.requests_per_s, [f"model {model}: {shares}; {by_cpu}"]
+    ours, theirs = _stored_share(rounds.of(TRACED)), _stored_share(rounds.of(AUTOLOG))
+    return ratio[0], [ratio[1], f"by CPU a request {cpu[0]:.2f}", f"traces stored {ours:.1%} against {theirs:.1%}"]
 
 
-def _stored(model: ModelKind, found: _Found) -> _Value | None:
-    ours = found.get((model, TRACED.name))
-    return None if ours is None or ours.stored_share is None else (ours.stored_share * 100, [])
+def _stored(rounds: _Rounds) -> _Value | None:
+    ours = rounds.of(TRACED)
+    return (_stored_share(ours) * 100, []) if ours else None
 
 
-def _against_untraced(model: ModelKind, found: _Found) -> _Value | None:
-    traced, untraced = found.get((model, TRACED.name)), found.get((model, UNTRACED.name))
-    if traced is None or untraced is None:
+def _against_untraced(rounds: _Rounds) -> _Value | None:
+    ratio, cpu = rounds.over(TRACED, UNTRACED, _requests_ratio), rounds.over(TRACED, UNTRACED, _cpu_ratio)
+    more = rounds.over(TRACED, UNTRACED, _cpu_more_ms)
+    if ratio is None or cpu is None or more is None:
         return None
-    extra = f"{traced.cpu_ms - untraced.cpu_ms:.2f} ms more CPU a request"
-    by_cpu = f"by CPU a request: {untraced.cpu_ms / traced.cpu_ms:.2f}"
-    return traced.requests_per_s / untraced.requests_per_s, [f"model {model}: {extra}; {by_cpu}"]
+    return ratio[0], [ratio[1], f"by CPU a request {cpu[0]:.2f}, {more[0]:.2f} ms more"]
 
 
-def _own_cpu(model: ModelKind, found: _Found) -> _Value | None:
-    ours, bare = found.get((model, UNTRACED.name)), found.get((model, BARE.name))
-    if ours is None or bare is None:
+def _own_cpu(rounds: _Rounds) -> _Value | None:
+    more = rounds.over(UNTRACED, BARE, _cpu_more_ms)
+    if more is None:
         return None
-    others = [found.get((model, each.name)) for each in (LITESTAR, AGENT_SERVER)]
-    beside = [f"{each.contestant} {each.cpu_ms - bare.cpu_ms:.2f} ms" for each in others if each]
-    lines = [f"model {model}: bare loop {bare.cpu_ms:.2f} ms; over it: {', '.join(beside) or 'no others were run'}"]
-    return ours.cpu_ms - bare.cpu_ms, lines
+    others = [(each.name, rounds.over(each, BARE, _cpu_more_ms)) for each in (LITESTAR, AGENT_SERVER)]
+    beside = ", ".join(f"{name} {found[0]:.2f} ms" for name, found in others if found)
+    bare = statistics.median(each.cpu_ms for each in rounds.of(BARE))
+    return more[0], [f"{more[1]}; bare loop {bare:.2f} ms; over it: {beside or 'no others were run'}"]
 
 
-_RATIOS: list[tuple[str, str, Literal["at least", "at most"], float, Callable[[ModelKind, _Found], _Value | None]]] = [
+_RATIOS: list[tuple[str, str, Literal["at least", "at most"], float, Callable[[_Rounds], _Value | None]]] = [
     ("requests/s, traced gateway / AgentServer with autolog", "", "at least", 2.5, _against_autolog),
     ("traces stored of requests served, traced gateway", "%", "at least", 100.0, _stored),
     ("requests/s, traced / untraced, same gateway", "", "at least", 0.90, _against_untraced),
@@ -204,22 +241,24 @@ def arrivals(shared: Shared, plan: Plan, tell: Tell) -> Figure:
     details = [
         f"random arrivals, the same for all; {_SESSIONS} sessions, in the process's model {_THINKING_MS} ms a call"
     ]
-    for number in range(plan.rounds):
-        load = Load(due_s=_moments(plan.seconds, seed=number), thinking_ms=_THINKING_MS)
-        with BARE.running(shared, "in-process") as bare:
-            cost(bare, Load(seconds=plan.warm_up_s, connections=16))
+    with ExitStack() as stack:
+        bare = stack.enter_context(BARE.running(shared, "in-process"))
+        cost(bare, Load(seconds=plan.warm_up_s, connections=16))
+        gateways = [(each, stack.enter_context(each.running(shared, "in-process"))) for each in (TRACED, UNTRACED)]
+        sessions = [_session() for _ in range(_SESSIONS)]
+        for _, gateway in gateways:
+            first = [body(session_id=each) for each in sessions]
+            cost(gateway, Load(seconds=60, requests=_SESSIONS), in_turn(first))
+        asked = [body(session_id=each, thinking_ms=_THINKING_MS) for each in sessions]
+        for number in range(plan.rounds):
+            load = Load(due_s=_moments(max(plan.seconds, _ARRIVALS_S), seed=number), thinking_ms=_THINKING_MS)
             floor = cost(bare, load)
-        for contestant in (TRACED, UNTRACED):
-            with contestant.running(shared, "in-process") as gateway:
-                sessions = [_session() for _ in range(_SESSIONS)]
-                first = [body(session_id=each) for each in sessions]
-                cost(gateway, Load(seconds=60, requests=_SESSIONS), in_turn(first))
-                asked = [body(session_id=each, thinking_ms=_THINKING_MS) for each in sessions]
+            for contestant, gateway in gateways:
                 ours = cost(gateway, load, in_turn(asked))
-            over[contestant.name].append(ours.p99_ms - floor.p99_ms)
-            line = f"{contestant.title}: p99 {ours.p99_ms:.0f} ms, bare loop {floor.p99_ms:.0f} ms"
-            tell(line)
-            details.append(line)
+                over[contestant.name].append(ours.p99_ms - floor.p99_ms)
+                line = f"{contestant.title}: p99 {ours.p99_ms:.0f} ms, bare loop {floor.p99_ms:.0f} ms"
+                tell(line)
+                details.append(line)
     untraced = statistics.median(over[UNTRACED.name])
     return Figure(
         f"p99 over the bare loop, {_ARRIVALS_PER_S} requests/s arriving, {_SESSIONS} open sessions",
