@@ -21,6 +21,7 @@ from gateway.http.openai import OPENAI_ROUTES
 from gateway.http.openapi import describe, openapi_document
 from gateway.http.probes import HealthChecker, agent_info, health, ping, versions
 from gateway.http.reference import reference, reference_file
+from gateway.http.scores import get_session_scores, get_trace_scores
 from gateway.http.serving import Service
 from gateway.http.sessions import end_session, forget_session, forget_user, get_session
 from gateway.plugins import load_agents
@@ -64,6 +65,8 @@ ROUTES = [
     invoke,
     *OPENAI_ROUTES,
     get_session,
+    get_session_scores,
+    get_trace_scores,
     end_session,
     forget_session,
     forget_user,

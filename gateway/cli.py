@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,19 +25,22 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway import __version__
+from gateway.commands import datasets, doctor, offline, scorers, scores
+from gateway.commands.stored import in_database, output
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.logs import configure_logging, redact_prints
 from gateway.settings import Settings, load_settings, unknown_settings
 from gateway.storage.api_keys import SCOPES, ApiKey, check_open, create_key, list_keys, revoke_key
 from gateway.storage.database import database_url, migrate
-from gateway.storage.embedded import EmbeddedPostgres, running_url
 from gateway.tracing.ledger import SNAPSHOT
 from gateway.tracing.redaction.redactor import Redactor
 
 app = App(name="gateway", version=__version__, help="Serve tool-calling agents over HTTP, and grade the live traffic.")
 keys = App(name="keys", help="Make, list and revoke API keys.")
 app.command(keys)
+for _commands in (datasets, doctor, offline, scorers, scores):
+    _commands.register(app)
 
 T = TypeVar("T")
 
@@ -196,11 +199,11 @@ def ledger(*, since: str = "24h", json: Annotated[bool, Parameter(negative="")] 
         await connection.execute(SNAPSHOT)
         return await read_report(connection, begin, now)
 
-    report = _in_database(_prepare(), read)
+    report = in_database(_prepare(), read)
     if json:
         sys.stdout.write(f"{msgspec.json.format(msgspec.json.encode(report)).decode()}\n")
     else:
-        print_ledger(report, _output())
+        print_ledger(report, output())
     sys.exit(0 if report.check.adds_up else 1)
 
 
@@ -240,7 +243,7 @@ def create(
             f"--expires-days is {expires_days:g}; give days from now, {_LONGEST_DAYS} at the most."
         )
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    key = _in_database(
+    key = in_database(
         settings,
         lambda connection: create_key(connection, name, scopes, agent, expires_at, requests_per_minute, concurrency),
     )
@@ -252,9 +255,9 @@ def create(
 def list_() -> None:
     """Show all API keys that were ever made, without the keys themselves."""
     table = Table("id", "name", "scopes", "agents", "limits", "created (UTC)", "expires (UTC)", "state")
-    for key in _in_database(_prepare(), list_keys):
+    for key in in_database(_prepare(), list_keys):
         table.add_row(*(Text(cell) for cell in _cells(key)))
-    _output().print(table)
+    output().print(table)
 
 
 @keys.command
@@ -264,13 +267,9 @@ def revoke(key_id: str) -> None:
     Args:
         key_id: Its id, as `gateway keys list` shows it.
     """
-    if not _in_database(_prepare(), lambda connection: revoke_key(connection, key_id)):
+    if not in_database(_prepare(), lambda connection: revoke_key(connection, key_id)):
         raise ConfigurationError(f"There is no API key {key_id} that could be revoked; see `gateway keys list`.")
     _notes.print(f"API key {key_id} is revoked.", markup=False)
-
-
-def _output() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 300)  # into a pipe, lines as long as they need be
 
 
 def _allow_many_connections() -> None:
@@ -315,35 +314,3 @@ def _cells(key: ApiKey) -> Iterator[str]:
     for time in (key.created_at, key.expires_at):
         yield "never" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
     yield key.state
-
-
-def _in_database(settings: Settings, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
-    """Return what ``work`` returns on a connection, which it shares with no other."""
-
-    async def connect(url: str) -> T:
-        async with await psycopg.AsyncConnection.connect(url) as connection:
-            return await work(connection)
-
-    with _database(settings) as url:
-        return asyncio.run(connect(url))
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    """Have the database that is set or embedded, migrated; an embedded one that does not run, runs meanwhile."""
-    if settings.database_url is not None or running_url(settings.home):
-        url = database_url(settings)
-        migrate(url)
-        yield url
-        return
-    from gateway.supervisor import only_one  # noqa: PLC0415 - as for `serve`
-
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with only_one(settings.home):
-        postgres = EmbeddedPostgres(settings.home)
-        try:
-            url = postgres.start()
-            migrate(url)
-            yield url
-        finally:
-            postgres.stop()

@@ -10,6 +10,7 @@
         PermissionDenied         403  PERMISSION_DENIED
         AgentNotFound            404  AGENT_NOT_FOUND
         SessionNotFound          404  SESSION_NOT_FOUND
+        TraceNotFound            404  TRACE_NOT_FOUND
         ResponseNotFound         404  RESPONSE_NOT_FOUND
         ApprovalNotFound         404  APPROVAL_NOT_FOUND
         RequestTimedOut          408  REQUEST_TIMEOUT
@@ -111,6 +112,13 @@ class SessionNotFound(RequestError):
 
     status = 404
     code = "SESSION_NOT_FOUND"
+
+
+class TraceNotFound(RequestError):
+    """There is no such trace, or it belongs to another API key."""
+
+    status = 404
+    code = "TRACE_NOT_FOUND"
 
 
 class ResponseNotFound(RequestError):

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 _LOOK_S = 1.0  # somebody has just saved the file and watches
 
-_Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int]
 
 
 class LiveSettings:
@@ -29,7 +29,7 @@ class LiveSettings:
         """The newest valid settings."""
         self._path = path or config_path()
         self._load = load
-        self._seen = _stamp(self._path)
+        self._seen = stamp_of(self._path)
 
     async def watch(self) -> None:
         """Look at the file each second until cancelled; one that is not valid is logged, and changes nothing."""
@@ -39,7 +39,7 @@ class LiveSettings:
 
     def refresh(self) -> bool:
         """Read the file if it was written since the last look; return whether the settings are new. Blocks."""
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp == self._seen:
             return False
         self._seen = stamp
@@ -52,7 +52,7 @@ class LiveSettings:
         return True
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def stamp_of(path: Path) -> Stamp | None:
     """Return what changes when a file is written or replaced; ``None`` if there is none."""
     try:
         found = path.stat()

@@ -12,8 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -28,7 +26,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from gateway.dataset_rules import DatasetRule
 from gateway.errors import ConfigurationError
+from gateway.rules import AgentRule, JudgeModelRule, ScorerRule, TailRule
+from gateway.toml_lines import told_where
 
 ENV_PREFIX = "GATEWAY_"
 
@@ -41,47 +42,7 @@ MLFLOW_DEFAULTS = {
 """Environment of the processes that run MLflow, unless set otherwise: it calls nobody by itself."""
 
 
-_DATASET_NAME = re.compile(r"[\w .-]{1,200}")
 _FIELD_NAMED = re.compile(r'field "(\w+)"')
-
-
-class ScorerRule(BaseModel):
-    """When one scorer runs live: a ``[scorers.<name>]`` table of ``gateway.toml``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    enabled: bool = True
-    agents: list[str] | None = None
-    """Agents whose runs it scores; ``None``: all."""
-    share: float = Field(default=1.0, ge=0.0, le=1.0)
-    """Share of the kept traces (or conversations) that it scores, drawn per subject with a salt of its own."""
-    pass_at_least: float | None = None
-    """For scorers that give a number: the smallest value that passes. ``None``: numbers are averaged, not judged."""
-    dataset: str | None = "regressions"
-    """MLflow dataset that collects what it fails; ``None``, or an empty text in TOML: none."""
-
-    @field_validator("dataset")
-    @classmethod
-    def _empty_is_none(cls, value: str | None) -> str | None:
-        if value and not _DATASET_NAME.fullmatch(value):
-            raise ValueError("a dataset's name has letters, digits, blanks, dots, dashes and underscores only")
-        return value or None
-
-
-TailRule = Literal["error", "tool_error", "guardrail", "slow", "asked"]
-"""What keeps a conversation whatever the sampling says: a run failed, a tool failed, a guardrail tripped, a run was
-slower than its bound, the client asked for it by a header."""
-
-
-class AgentRule(BaseModel):
-    """What is different for one agent: an ``[agents.<name>]`` table of ``gateway.toml``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sample_rate: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Share of its sessions whose traces are kept; ``None``: what ``GATEWAY_SAMPLE_RATE`` says."""
-    slow_s: float | None = Field(default=None, gt=0)
-    """Seconds from which on a run of it counts as slow; ``None``: what ``GATEWAY_TAIL_SLOW_S`` says."""
 
 
 class Settings(BaseSettings):
@@ -232,9 +193,32 @@ class Settings(BaseSettings):
     judge_api_key: SecretStr | None = None
     """Key for the judges' API. ``None``: the provider's usual environment variable."""
     judge_concurrency: int = Field(default=4, ge=1, le=64)
-    """Judged traces and conversations that one evaluator works on at once."""
+    """Scorings that one evaluator has under way at once, judges' above all."""
+    judge_timeout_s: float = Field(default=180.0, gt=0)
+    """Seconds that all judge calls of one scoring may take together, waiting for their turn included."""
+    judge_call_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that one attempt at a judge call may take; a judge's answer is short."""
+    judge_calls: int = Field(default=40, ge=1)
+    """Attempts that one scoring may make. A judge that reads a trace by tools makes up to 30."""
+    judge_tokens: int = Field(default=400_000, ge=1)
+    """Tokens that one scoring may use: three prompts that fill a usual context window."""
+    judge_models: dict[str, JudgeModelRule] = Field(default_factory=dict)
+    """Limits and prices by judge model."""
+    judge_usd_per_hour: float | None = Field(default=None, ge=0)
+    """US dollars that all judges together may spend in an hour. ``None``: no limit."""
+    judge_usd_per_day: float | None = Field(default=None, ge=0)
+    """US dollars that all judges together may spend in a day (UTC). ``None``: no limit."""
+    judge_tokens_per_hour: int | None = Field(default=None, ge=0)
+    """Tokens that all judges together may use in an hour. ``None``: no limit."""
+    judge_tokens_per_day: int | None = Field(default=None, ge=0)
+    """Tokens that all judges together may use in a day (UTC). ``None``: no limit."""
+    scorer_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds that a scorer in plain code may take on one trace or conversation; the others take milliseconds."""
+    datasets: dict[str, DatasetRule] = Field(default_factory=dict)
+    """Rules by name of what goes into which MLflow dataset. May change while running."""
     scorers: dict[str, ScorerRule] = Field(default_factory=dict)
-    """Rules by scorer name. A scorer that is not named runs with the defaults of `ScorerRule`."""
+    """Rules by scorer name. A scorer that is not named runs with the defaults of `ScorerRule`. May change while
+    running."""
 
     @classmethod
     def settings_customise_sources(
@@ -312,7 +296,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [f"  {_setting_name(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+        problems = [
+            f"  {_setting_name(each['loc'])}: {each['msg']}{told_where(path, each['loc'], each['input'])}"
+            for each in error.errors()
+        ]
         raise ConfigurationError(
             "The settings are not valid (environment, then " + str(path) + "):\n" + "\n".join(problems)
         ) from None

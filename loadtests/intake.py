@@ -27,7 +27,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +48,16 @@ from mlflow.entities import Trace as MlflowTrace
 from mlflow.genai.scorers import scorer
 
 from gateway.crypto import Keys, load_keys
+from gateway.evaluation.catalog import load_scorers
 from gateway.evaluation.export import kept_tags, to_mlflow
-from gateway.evaluation.intake import TraceIntake
+from gateway.evaluation.intake import IntakeParts, TraceIntake
 from gateway.evaluation.records import redacted
-from gateway.evaluation.scoring import LiveScorer, load_scorers, score_trace
+from gateway.evaluation.scoring import LiveScorer, score_trace
 from gateway.evaluation.store import MlflowStore, configure_mlflow
-from gateway.settings import ScorerRule
+from gateway.evaluation.threads import ScorerThreads
+from gateway.rules import ScorerRule
 from gateway.storage.database import create_database, migrate, open_pool
 from gateway.storage.embedded import EmbeddedPostgres
-from gateway.storage.queue import open_queue
 from gateway.tracing.handover.storing import FinishedRun, store_runs
 from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.spans import Span, Trace, decode, encode
@@ -123,16 +123,14 @@ class Bench:
         configure_mlflow(self.settings, uri)
         store = TimedStore(uri, "intake")
         url = database_of(self.settings)
-        with ThreadPoolExecutor(1) as judges:
-            async with open_pool(url, max_size=6, name="load-test") as pool:
-                queue = await open_queue(pool)
-                async with pool.connection() as connection:
-                    cursor = await connection.execute(
-                        "INSERT INTO evaluators (host, pid) VALUES ('load test', 0) RETURNING evaluator_id"
-                    )
-                    [number] = await cursor.fetchone() or [0]
-                parts = (self.keys, pool, queue, store, self.scorers, int(str(number)), judges, self.redactor)
-                yield TraceIntake(self.settings, *parts), store
+        async with open_pool(url, max_size=6, name="load-test") as pool:
+            async with pool.connection() as connection:
+                cursor = await connection.execute(
+                    "INSERT INTO evaluators (host, pid) VALUES ('load test', 0) RETURNING evaluator_id"
+                )
+                [number] = await cursor.fetchone() or [0]
+            parts = IntakeParts(lambda: self.scorers, ScorerThreads(), self.redactor)
+            yield TraceIntake(self.settings, self.keys, pool, store, int(str(number)), parts), store
 
     def servers_s(self) -> float:
         """Return the CPU time that the servers have taken so far."""

@@ -6,52 +6,66 @@ session's id in the assessment's metadata.
 """
 
 import asyncio
-from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 
 import structlog
+from mlflow.entities import Trace as MlflowTrace
 from procrastinate import App
 
 from gateway.crypto import Keys
+from gateway.evaluation.filters import TraceFacts
+from gateway.evaluation.intake import IntakeParts
 from gateway.evaluation.records import (
     Connection,
     collect_failed,
     erased,
     mark_logged,
+    note_skips,
     save_scores,
     unlogged_scores,
 )
-from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_conversation
+from gateway.evaluation.scoring import NotApplicable, Score, conversation_task
+from gateway.evaluation.scoring_worker import project
+from gateway.evaluation.scorings import enqueue
+from gateway.evaluation.selection import Selected, select
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
 from gateway.storage.queue import SCORE_CONVERSATION, enqueue_once
-from gateway.tracing.redaction.redactor import Redactor
 
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 200  # due conversations that one look takes up; the next look takes the rest
 
 
-class ConversationScoring:
-    """Finds the conversations that are due and scores them, one evaluator at a time a conversation."""
+@dataclass
+class _Work:
+    """One conversation on its way."""
 
-    def __init__(
-        self,
-        keys: Keys,
-        pool: Pool,
-        queue: App,
-        store: MlflowStore,
-        scorers: list[LiveScorer],
-        judges: Executor,
-        redactor: Redactor,
-    ):
-        """Take the parts; ``judges`` has the threads that judges may keep waiting."""
+    session_id: str
+    agent: str
+    traces: list[MlflowTrace]
+    scores: list[Score]
+    """What scorers in plain code said."""
+    judges: list[Selected] = field(default_factory=list)
+    """Who is still to score it."""
+    skips: dict[str, str] = field(default_factory=dict)
+    """Who does not, and why."""
+
+
+class ConversationScoring:
+    """Finds the conversations that are due and scores them, one evaluator at a time a conversation.
+
+    What judges are to say of them is left to `gateway.evaluation.scoring_worker`.
+    """
+
+    def __init__(self, keys: Keys, pool: Pool, queue: App, store: MlflowStore, parts: IntakeParts, *, timeout_s: float):
+        """Take the parts, and the seconds that a scorer in plain code may take."""
         self._share_key = keys.derive("sampling")
         self._pool = pool
         self._queue = queue
         self._store = store
-        self._scorers = [live for live in scorers if live.scores_conversations]
-        self._judges = judges
-        self._redactor = redactor
+        self._parts = parts
+        self._timeout_s = timeout_s
 
     async def enqueue_due(self) -> None:
         """Enqueue a job for each conversation that is due."""
@@ -79,42 +93,52 @@ class ConversationScoring:
         agent, last_turn_at, due_at = str(row[0]), row[1], row[2]
         trace_ids: list[str] = row[3]  # type: ignore[assignment]
         traces = await asyncio.to_thread(self._store.read_traces, trace_ids)
-        drawn = [live for live in self._scorers if live.draws(self._share_key, agent, session_id)]
-        scores: list[Score] = []
+        work = _Work(session_id, agent, traces, [])
         if traces:
             async with self._pool.connection() as connection:
-                scores = await unlogged_scores(connection, traces[0].info.trace_id, len(traces))
-            asked = {score.scorer for score in scores}  # what an earlier attempt has paid for is not asked again
-            results = await asyncio.gather(
-                *(
-                    in_thread(self._judges, live, score_conversation, traces, session_id, agent)
-                    for live in drawn
-                    if live.name not in asked
-                )
-            )
-            said = [score for result in results for score in result]
+                work.scores = await unlogged_scores(connection, traces[0].info.trace_id, len(traces))
+            said = await self._ask(work)
             async with self._pool.connection() as connection, connection.transaction():
                 if await erased(connection, trace_ids):
                     return  # forgotten while it was scored
-                scores += await save_scores(connection, self._redactor, [(session_id, said)])
-            async with self._pool.connection() as connection:
-                await self._project(connection, scores)
+                work.scores += await save_scores(connection, self._parts.redactor, [(session_id, said)])
+            await project(self._pool, self._store, work.scores)
         async with self._pool.connection() as connection, connection.transaction():
             if await erased(connection, trace_ids):
                 return
-            await mark_logged(connection, scores)
+            await mark_logged(connection, work.scores)
             if traces:
-                await collect_failed(connection, scores, self._scorers, traces[-1].info.trace_id)
+                await self._settle(connection, work)
             await connection.execute(_DONE, [session_id, last_turn_at, due_at])
+        if work.judges:
+            self._parts.wake()
 
-    async def _project(self, connection: Connection, scores: list[Score]) -> None:
-        """Write the scores to MLflow, each in place of the one before it."""
-        for score in scores:
-            cursor = await connection.execute(_EARLIER, [score.session_id, score.scorer, score.name, score.turns])
-            earlier = [str(row[0]) for row in await cursor.fetchall()]
-            overrides = earlier[0] if earlier else None
-            await asyncio.to_thread(self._store.write_assessment, score.assessment(overrides=overrides))
-            await connection.execute("UPDATE scores SET latest = false WHERE score_id = ANY(%s)", [earlier])
+    async def _ask(self, work: _Work) -> list[Score]:
+        """Return what scorers in plain code say, and note in ``work`` who else is to, and who is not."""
+        scorers = [live for live in self._parts.scorers() if live.scores_conversations]
+        budget_share = self._parts.budget_share()
+        facts = TraceFacts(work.traces)
+        selection = select(scorers, self._share_key, facts, work.session_id, budget_share=budget_share)
+        work.judges = [each for each in selection.selected if each.live.is_judge]
+        work.skips = selection.skips
+        asked = {score.scorer for score in work.scores}
+        said = [self._run_scorer(work, each) for each in selection.selected if not each.live.is_judge]
+        return [score for scores in await asyncio.gather(*said) for score in scores if score.scorer not in asked]
+
+    async def _run_scorer(self, work: _Work, selected: Selected) -> list[Score]:
+        live = selected.live
+        task = conversation_task(live, work.traces, work.session_id, work.agent)
+        outcome = await task.wait_within(self._parts.threads, self._timeout_s)
+        if isinstance(outcome, NotApplicable):
+            work.skips[live.name] = outcome.reason
+        return [replace(score, inclusion_probability=selected.probability) for score in outcome.scores]
+
+    async def _settle(self, connection: Connection, work: _Work) -> None:
+        """Store what follows from the scores, and who is still to score."""
+        first, last, turns = work.traces[0].info.trace_id, work.traces[-1].info.trace_id, len(work.traces)
+        await collect_failed(connection, work.scores, self._parts.scorers(), last, self._parts.rules())
+        await note_skips(connection, "conversations", {work.session_id: work.skips})
+        await enqueue(connection, work.session_id, turns, first, work.agent, work.judges)
 
 
 # A turn whose trace is still in the outbox, or in the memory of a web process, belongs to the conversation: that is
@@ -140,10 +164,6 @@ _LOOK = f"""
         SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
           AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at)
     FROM conversations WHERE session_id = %s AND {_IS_DUE}
-"""
-_EARLIER = """
-    SELECT score_id FROM scores WHERE session_id = %s AND scorer = %s AND name = %s AND turns < %s
-    ORDER BY turns DESC, created_at DESC
 """
 # A turn that arrived meanwhile has made it due anew, also where it is not the last one.
 _DONE = """

@@ -13,19 +13,18 @@ its claim is over (`gateway.evaluation.erasure`).
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import structlog
 from mlflow.entities import Trace as MlflowTrace
-from mlflow.tracing.constant import TraceMetadataKey
-from procrastinate import App
 from psycopg.types.json import Jsonb
 
 from gateway.crypto import Cipher, Keys, WrongKey
 from gateway.evaluation.claims import Claimed, Claims, drop
+from gateway.evaluation.datasets.rules import Rules
 from gateway.evaluation.export import kept_tags, to_mlflow
+from gateway.evaluation.filters import TraceFacts
 from gateway.evaluation.records import (
     Connection,
     collect_failed,
@@ -33,14 +32,16 @@ from gateway.evaluation.records import (
     erased,
     finish_runs,
     mark_logged,
+    note_skips,
     save_scores,
-    unlogged_scores,
 )
-from gateway.evaluation.scoring import LiveScorer, Score, in_thread, score_trace
+from gateway.evaluation.scoring import LiveScorer, NotApplicable, Score, trace_task
+from gateway.evaluation.scorings import enqueue
+from gateway.evaluation.selection import Selected, select
 from gateway.evaluation.store import MlflowStore, is_away
+from gateway.evaluation.threads import ScorerThreads
 from gateway.settings import Settings
 from gateway.storage.database import Pool
-from gateway.storage.queue import JUDGE_TRACE, enqueue_once
 from gateway.tracing.ledger import State
 from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.spans import Trace, decode, encode
@@ -70,41 +71,46 @@ class _Work:
     claimed: Claimed
     trace: Trace
     entity: MlflowTrace
-    scores: list[Score]
+    scores: list[Score] = field(default_factory=list)
+    """What scorers in plain code said."""
+    judges: list[Selected] = field(default_factory=list)
+    """Who is still to score it."""
+    skips: dict[str, str] = field(default_factory=dict)
+    """Who does not, and why."""
+
+
+@dataclass(frozen=True)
+class IntakeParts:
+    """What traces are scored with, and what is told of it."""
+
+    scorers: Callable[[], Sequence[LiveScorer]]
+    """Those that run live, as they are now."""
+    threads: ScorerThreads
+    """For scorers in plain code."""
+    redactor: Redactor
+    budget_share: Callable[[], float] = lambda: 1.0
+    """By which the budget multiplies the shares of judges now."""
+    rules: Callable[[], Rules] = dict
+    """Of the datasets."""
+    entities: Callable[[Trace], Trace] | None = None
+    """Replaces named entities, and raises if it cannot."""
+    wake: Callable[[], None] = lambda: None
+    """Tells who carries scorings out that there are new ones."""
 
 
 class TraceIntake:
-    """Empties the outbox, and judges single traces."""
+    """Empties the outbox."""
 
     def __init__(
-        self,
-        settings: Settings,
-        keys: Keys,
-        pool: Pool,
-        queue: App,
-        store: MlflowStore,
-        scorers: list[LiveScorer],
-        evaluator_id: int,
-        judges: Executor,
-        redactor: Redactor,
-        entities: Callable[[Trace], Trace] | None = None,
+        self, settings: Settings, keys: Keys, pool: Pool, store: MlflowStore, evaluator_id: int, parts: IntakeParts
     ):
-        """Take the parts.
-
-        ``judges`` has the threads that judges may keep waiting; ``entities`` replaces named entities, and raises if
-        it cannot.
-        """
         self._settings = settings
         self._cipher: Cipher = keys.outbox
         self._share_key = keys.derive("sampling")
         self._pool = pool
-        self._queue = queue
         self._store = store
-        self._scorers = [live for live in scorers if not live.scores_conversations]
         self._claims = Claims(pool, evaluator_id, settings.evaluator_batch)
-        self._judges = judges
-        self._redactor = redactor
-        self._entities = entities
+        self._parts = parts
         self._mlflow_is_away = False
 
     async def drain(self) -> None:
@@ -159,17 +165,14 @@ class TraceIntake:
         await asyncio.to_thread(self._write_batch, works)
         async with self._pool.connection() as connection, connection.transaction():
             works = await self._still_wanted(connection, works)
-            judged = [
-                work.trace.trace_id for work in works if self._drawn(work.trace.agent, work.trace.trace_id, judges=True)
-            ]
-            await self._settle(connection, works, judged)
+            await self._settle(connection, works)
             for trace_id, (state, reason) in ended.items():
                 await end_run(connection, trace_id, state, reason)
             await drop(connection, claimed)
         async with self._pool.connection() as connection:
             await connection.execute(_OVER, [[work.trace.session_id for work in works]])
-        for trace_id in judged:
-            await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
+        if any(work.judges for work in works):
+            self._parts.wake()
 
     async def _still_wanted(self, connection: Connection, works: list[_Work]) -> list[_Work]:
         """Return the works whose runs were not forgotten since they were claimed."""
@@ -189,7 +192,7 @@ class TraceIntake:
             else:
                 works.append(read)
         for work in works:
-            work.scores = self._score(work)
+            self._score(work)
         return works, ended
 
     def _read(self, claimed: Claimed) -> _Work | _Ended:
@@ -203,7 +206,7 @@ class TraceIntake:
             log.exception("a trace cannot be read", trace_id=trace_id)
             return _Ended("failed", f"unreadable: {type(error).__name__}")
         try:
-            trace = self._entities(trace) if self._entities else trace
+            trace = self._parts.entities(trace) if self._parts.entities else trace
         except Exception as error:  # noqa: BLE001 - fails closed: whatever it was, the text stays in
             log.error("a trace was withheld", trace_id=trace_id, error=type(error).__name__)
             return _Ended("redaction_blocked", "named entities")
@@ -212,22 +215,27 @@ class TraceIntake:
         except Exception as error:
             log.exception("a trace cannot be exported", trace_id=trace_id)
             return _Ended("failed", f"unreadable: {type(error).__name__}")
-        return _Work(claimed, trace, entity, [])
+        return _Work(claimed, trace, entity)
 
-    def _score(self, work: _Work) -> list[Score]:
-        """Return what the scorers in plain code say."""
-        trace = work.trace
-        drawn = self._drawn(trace.agent, trace.trace_id, judges=False)
-        return [score for live in drawn for score in score_trace(live, work.entity, trace.agent)]
-
-    def _drawn(self, agent: str, trace_id: str, *, judges: bool) -> list[LiveScorer]:
-        return [
-            live for live in self._scorers if live.is_judge == judges and live.draws(self._share_key, agent, trace_id)
-        ]
+    def _score(self, work: _Work) -> None:
+        """Have scorers in plain code score a trace, and note who else is to, and who is not."""
+        scorers = [live for live in self._parts.scorers() if not live.scores_conversations]
+        trace_id, facts = work.trace.trace_id, TraceFacts([work.entity])
+        selection = select(scorers, self._share_key, facts, trace_id, budget_share=self._parts.budget_share())
+        work.judges = [each for each in selection.selected if each.live.is_judge]
+        work.skips = selection.skips
+        for each in selection.selected:
+            if each.live.is_judge:
+                continue
+            task = trace_task(each.live, work.entity, work.trace.agent)
+            outcome = task.run_within(self._parts.threads, self._settings.scorer_timeout_s)
+            if isinstance(outcome, NotApplicable):
+                work.skips[each.live.name] = outcome.reason
+            work.scores += [replace(score, inclusion_probability=each.probability) for score in outcome.scores]
 
     async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
         said = [(work.trace.session_id, work.scores) for work in works]
-        stored = await save_scores(connection, self._redactor, said)
+        stored = await save_scores(connection, self._parts.redactor, said)
         by_trace: dict[str, list[Score]] = {work.trace.trace_id: [] for work in works}
         for score in stored:
             by_trace[score.trace_id].append(score)
@@ -247,80 +255,44 @@ class TraceIntake:
                 raise _AwayError(reason) from error
             raise _NotStoredError(reason) from error
 
-    async def _settle(self, connection: Connection, works: list[_Work], judged: list[str]) -> None:
+    async def _settle(self, connection: Connection, works: list[_Work]) -> None:
         """Store what follows from traces being in MLflow with their scores."""
         if not works:
             return
         await connection.execute(_HOLD_SESSIONS, [[work.trace.session_id for work in works]])
         await connection.execute(_REPROJECT, _written(works))
         await mark_logged(connection, [score for work in works for score in work.scores])
+        scorers, rules = self._parts.scorers(), self._parts.rules()
         for work in works:
-            await collect_failed(connection, work.scores, self._scorers, work.trace.trace_id)
+            trace_id = work.trace.trace_id
+            await collect_failed(connection, work.scores, scorers, trace_id, rules)
+            await enqueue(connection, trace_id, 0, trace_id, work.trace.agent, work.judges)
+        await note_skips(connection, "runs", {work.trace.trace_id: work.skips for work in works})
         await connection.execute(_TURNS, _turns([work.trace for work in works], self._settings.quiet_period_s))
-        await finish_runs(connection, [work.trace.trace_id for work in works if work.trace.trace_id not in judged])
+        await finish_runs(connection, [work.trace.trace_id for work in works if not work.judges])
         if self._settings.otlp_endpoint is not None:
             payloads = await asyncio.to_thread(lambda: [self._payload(work) for work in works])
             await connection.execute(_TO_OTLP, [[work.trace.trace_id for work in works], payloads])
 
     def _payload(self, work: _Work) -> bytes:
         """Return the trace as it waits for the second destination: as it came, unless names were taken out of it."""
-        if self._entities is None:
+        if self._parts.entities is None:
             return work.claimed.payload
         return self._cipher.encrypt(encode(work.trace), work.trace.trace_id)
-
-    async def judge(self, trace_id: str) -> None:
-        """Run the judges that are drawn for a trace which is in MLflow already."""
-        traces = await asyncio.to_thread(self._store.read_traces, [trace_id])
-        if not traces:  # somebody deleted it there: what the other scorers said stands
-            log.warning("a trace to be judged is not in MLflow any more", trace_id=trace_id)
-            async with self._pool.connection() as connection:
-                await finish_runs(connection, [trace_id])
-            return
-        metadata = traces[0].info.trace_metadata
-        agent, session_id = metadata["gateway.agent"], metadata[TraceMetadataKey.TRACE_SESSION]
-        async with self._pool.connection() as connection, connection.transaction():
-            if await erased(connection, [trace_id]):
-                return  # MLflow may have it still: no model is to read it any more
-            scores = await unlogged_scores(connection, trace_id)
-        # What an earlier attempt has paid for is not asked again.
-        asked = {score.scorer for score in scores}
-        judges = [live for live in self._drawn(agent, trace_id, judges=True) if live.name not in asked]
-        results = await asyncio.gather(
-            *(in_thread(self._judges, live, score_trace, traces[0], agent) for live in judges)
-        )
-        said = [score for result in results for score in result]
-        async with self._pool.connection() as connection, connection.transaction():
-            if await erased(connection, [trace_id]):
-                return
-            scores += await save_scores(connection, self._redactor, [(session_id, said)])
-        root = traces[0].data.spans[0].span_id
-        for score in scores:
-            await asyncio.to_thread(self._store.write_assessment, score.assessment(root))
-        async with self._pool.connection() as connection, connection.transaction():
-            if await erased(connection, [trace_id]):
-                return
-            await mark_logged(connection, scores)
-            await collect_failed(connection, scores, self._scorers, trace_id)
-            await finish_runs(connection, [trace_id])
 
     async def resume_pending(self) -> None:
         """Bring runs that are pending, and that nobody works on, to their end, as a crash can leave them.
 
-        Those that still have judges to hear get a job. The others end as what their scores say, or as lost if MLflow
-        knows nothing of them, and when that was is noted.
+        They end as what their scores say, or as lost if MLflow knows nothing of them, and when that was is noted.
         """
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_LEFT)
-            left: list[tuple[str, str]] = await cursor.fetchall()  # type: ignore[assignment]
-        judged = [trace_id for trace_id, agent in left if self._drawn(agent, trace_id, judges=True)]
-        others = [trace_id for trace_id, _ in left if trace_id not in judged]
-        known = await asyncio.to_thread(self._store.known, others) if others else set()
+            left = [str(row[0]) for row in await cursor.fetchall()]
+        known = await asyncio.to_thread(self._store.known, left) if left else set()
         async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(_LOST, [[trace_id for trace_id in others if trace_id not in known]])
-            await finish_runs(connection, others)
-            await connection.execute(_SWEPT, [others])
-        for trace_id in judged:
-            await enqueue_once(self._queue, JUDGE_TRACE, trace_id, trace_id=trace_id)
+            await connection.execute(_LOST, [[trace_id for trace_id in left if trace_id not in known]])
+            await finish_runs(connection, left)
+            await connection.execute(_SWEPT, [left])
 
 
 def _written(works: Sequence[_Work]) -> dict[str, Any]:
@@ -381,11 +353,11 @@ _OVER = """
       AND conversations.session_id = ANY(%s) AND due_at > now()
 """
 _LEFT = """
-    SELECT trace_id, agent FROM runs
+    SELECT trace_id FROM runs
     WHERE state = 'pending' AND updated_at < now() - interval '30 seconds'
       AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id)
-      AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs
-                      WHERE queueing_lock = 'judge_trace:' || runs.trace_id AND status IN ('todo', 'doing'))
+      AND NOT EXISTS (SELECT 1 FROM scorings
+                      WHERE scorings.trace_id = runs.trace_id AND turns = 0 AND scorings.state = 'pending')
     LIMIT 500
 """
 _LOST = """

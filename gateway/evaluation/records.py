@@ -1,15 +1,19 @@
 """What the evaluator keeps in Postgres: scores, and the runs' states that follow from them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
+import msgspec
 import psycopg
 import structlog
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from gateway.evaluation.datasets.collecting import collect
+from gateway.evaluation.datasets.rules import Rules
 from gateway.evaluation.entities import redact_score
 from gateway.evaluation.scoring import LiveScorer, Score
 from gateway.storage.erasure import BESIDE_NO_ERASURE
@@ -19,6 +23,8 @@ from gateway.tracing.redaction.redactor import Redactor
 log = structlog.get_logger(__name__)
 
 Connection = psycopg.AsyncConnection[Any]
+Skips = Mapping[str, Mapping[str, str]]
+"""By subject: by scorer that did not score it, why."""
 
 _COLUMN_TYPES = {
     "score_id": "text",
@@ -36,6 +42,7 @@ _COLUMN_TYPES = {
     "source_id": "text",
     "turns": "int",
     "details": "jsonb",
+    "inclusion_probability": "float8",
 }
 _COLUMNS = ", ".join(_COLUMN_TYPES)
 _INSERT = f"""
@@ -128,6 +135,38 @@ async def unlogged_scores(connection: Connection, trace_id: str, turns: int | No
         return await cursor.fetchall()
 
 
+async def stored_scores(
+    connection: Connection, trace_id: str, turns: int | None, scorer: str, version: str
+) -> list[Score]:
+    """Return the verdicts that an earlier attempt of a scorer has stored: nobody is asked for them again.
+
+    Args:
+        connection: to the database.
+        trace_id: the trace that the scores are on.
+        turns: turns of the conversation, for a conversation's scores; ``None`` for a trace's own.
+        scorer: its name.
+        version: its version.
+    """
+    async with connection.cursor(row_factory=class_row(Score)) as cursor:
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM scores WHERE trace_id = %s AND turns IS NOT DISTINCT FROM %s AND scorer = %s "
+            "AND scorer_version = %s AND error IS NULL",
+            [trace_id, turns, scorer, version],
+        )
+        return await cursor.fetchall()
+
+
+async def earlier_scores(connection: Connection, session_id: str, scorer: str, turns: int) -> list[Score]:
+    """Return a scorer's verdicts on a conversation when it had fewer turns, the newest first."""
+    async with connection.cursor(row_factory=class_row(Score)) as cursor:
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM scores WHERE session_id = %s AND scorer = %s AND turns < %s "
+            "AND error IS NULL ORDER BY turns DESC, created_at DESC",
+            [session_id, scorer, turns],
+        )
+        return await cursor.fetchall()
+
+
 async def mark_logged(connection: Connection, scores: Sequence[Score]) -> None:
     """Note that MLflow has these scores."""
     await connection.execute(
@@ -141,8 +180,8 @@ async def finish_runs(connection: Connection, trace_ids: Sequence[str]) -> None:
         return
     cursor = await connection.execute(_VERDICTS, [list(trace_ids)])
     said = [
-        (trace_id, verdicts, run_state(verdicts, scores - verdicts))
-        for trace_id, verdicts, scores in await cursor.fetchall()
+        (trace_id, verdicts, run_state(verdicts, scores - verdicts, too_dear=too_dear))
+        for trace_id, verdicts, scores, too_dear in await cursor.fetchall()
     ]
     columns = {
         "traces": [trace_id for trace_id, _, _ in said],
@@ -161,44 +200,64 @@ async def end_run(connection: Connection, trace_id: str, state: State, reason: s
     )
 
 
-def run_state(verdicts: int, failures: int) -> tuple[State, str | None]:
+def run_state(verdicts: int, failures: int, *, too_dear: bool = False) -> tuple[State, str | None]:
     """Return the final state of a run whose scorers are all done, and the reason for ``failed``.
 
     Args:
         verdicts: scores without an error.
         failures: scorers that failed.
+        too_dear: a judge that would have scored it was kept from it by the budget.
     """
     if verdicts:
         return "scored", None
-    return ("failed", "every scorer failed") if failures else ("not_selected", None)
+    if failures:
+        return "failed", "every scorer failed"
+    return ("budget_skipped" if too_dear else "not_selected"), None
+
+
+async def note_skips(connection: Connection, table: Literal["runs", "conversations"], skips: Skips) -> None:
+    """Note why scorers did not score: by trace id for ``runs``, by session id for ``conversations``."""
+    rows = [{"subject": subject, "skips": reasons} for subject, reasons in skips.items() if reasons]
+    if rows:
+        await connection.execute(_NOTE_SKIPS[table], [msgspec.json.encode(rows).decode()])
 
 
 async def collect_failed(
-    connection: Connection, scores: Sequence[Score], scorers: Sequence[LiveScorer], trace_id: str
+    connection: Connection,
+    scores: Sequence[Score],
+    scorers: Sequence[LiveScorer],
+    trace_id: str,
+    rules: Rules = MappingProxyType({}),
 ) -> None:
-    """Note the trace for the datasets that collect what these scorers fail; `datasets` does the rest."""
-    targets = {live.name: live.rule.dataset for live in scorers}
-    failed: dict[str, dict[str, Any]] = {}
-    for score in scores:
-        dataset = targets.get(score.scorer)
-        if score.passed is False and dataset is not None:
-            failed.setdefault(dataset, {})[score.name] = score.value
-    for dataset, values in failed.items():
-        await connection.execute(_COLLECT, [dataset, trace_id, Jsonb(values)])
+    """Note the trace for the datasets that these scores put it into; `datasets` does the rest.
+
+    Args:
+        connection: within a transaction that began with `erased`.
+        scores: new ones of the trace, or of the conversation that it is the last trace of; as they are stored.
+        scorers: with their rules, for the short form ``[scorers.<name>] dataset``: where goes what it fails.
+        trace_id: the trace.
+        rules: ``[datasets.<name>]`` of the settings.
+    """
+    await collect(connection, scores, {live.name: live.rule.dataset for live in scorers}, rules, trace_id)
 
 
-_COLLECT = """
-    INSERT INTO dataset_rows AS known (dataset, trace_id, scorers) VALUES (%s, %s, %s)
-    ON CONFLICT (dataset, trace_id) DO UPDATE SET
-        scorers = known.scorers || excluded.scorers,
-        merged_at = CASE WHEN known.scorers @> excluded.scorers THEN known.merged_at END
-"""
 _VERDICTS = """
-    SELECT ended.trace_id, count(score_id) FILTER (WHERE error IS NULL), count(score_id)
-    FROM unnest(%s::text[]) AS ended (trace_id)
-    LEFT JOIN scores ON scores.trace_id = ended.trace_id AND scores.session_id IS NULL
-    GROUP BY ended.trace_id
+    SELECT runs.trace_id, count(score_id) FILTER (WHERE error IS NULL), count(score_id),
+        runs.skips @? '$.* ? (@ == "budget")' OR EXISTS (
+            SELECT 1 FROM scorings
+            WHERE scorings.trace_id = runs.trace_id AND turns = 0 AND scorings.state = 'skipped'
+              AND scorings.reason = 'budget')
+    FROM runs LEFT JOIN scores ON scores.trace_id = runs.trace_id AND scores.session_id IS NULL AND scores.latest
+    WHERE runs.trace_id = ANY(%s)
+    GROUP BY runs.trace_id
 """
+_NOTE_SKIPS = {
+    table: f"""
+        UPDATE {table} SET skips = given.skips
+        FROM json_to_recordset(%s::json) AS given (subject text, skips jsonb) WHERE {key} = given.subject
+    """
+    for table, key in (("runs", "trace_id"), ("conversations", "session_id"))
+}
 _FINISH = """
     UPDATE runs SET state = said.state, reason = said.reason, scored_by = said.verdicts, updated_at = now()
     FROM unnest(%(traces)s::text[], %(states)s::text[], %(reasons)s::text[], %(verdicts)s::int[])

@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -22,29 +21,24 @@ from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.jobs import Status
 
 from gateway.crypto import Keys, load_keys
+from gateway.evaluation.catalog import ScorerCatalog
 from gateway.evaluation.claims import PRESENCE_LOCK
-from gateway.evaluation.conversations import ConversationScoring
-from gateway.evaluation.datasets import DatasetFeeder
-from gateway.evaluation.entities import EntityRedactor
-from gateway.evaluation.erasure import MlflowErasure
-from gateway.evaluation.intake import TraceIntake
+from gateway.evaluation.datasets.rules import Rules
 from gateway.evaluation.otlp import OtlpSender
-from gateway.evaluation.promotion import TagProjection
-from gateway.evaluation.scoring import LiveScorer, load_scorers
+from gateway.evaluation.parts import Ground, judge_calls, put_together
 from gateway.evaluation.store import MlflowStore, configure_mlflow, tracking_uri
+from gateway.reloading import LiveSettings
 from gateway.settings import Settings
 from gateway.storage.database import Pool, database_url, open_pool
 from gateway.storage.queue import (
     DRAIN_OUTBOX,
     ERASE,
     ERASING_QUEUE,
-    JUDGE_TRACE,
     JUDGING_QUEUE,
     SCORE_CONVERSATION,
     TRACES_QUEUE,
     enqueue_once,
 )
-from gateway.tracing.redaction.redactor import Redactor
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +46,6 @@ _LOOK_S = 0.5  # how often to look for what nobody told us of
 _HEARTBEAT_S = 2.0
 _STALLED_AFTER_S = 10.0  # five missed heartbeats: the worker is dead, its jobs are free
 _MLFLOW_WAIT_NOTE_S = 15.0
-# A scorer that fails is a score; a job fails only where MLflow or the database is away. After some ten minutes the
-# sweeper goes on with it.
-_JUDGE_RETRY = RetryStrategy(max_attempts=8, exponential_wait=2)
 _ERASE_RETRY = RetryStrategy(wait=10)  # for as long as MLflow is away: somebody was promised that it is done
 _WAITING = "SELECT EXISTS (SELECT 1 FROM outbox WHERE NOT held AND retry_at <= now())"
 
@@ -62,37 +53,48 @@ _WAITING = "SELECT EXISTS (SELECT 1 FROM outbox WHERE NOT held AND retry_at <= n
 class Evaluator:
     """Everything one evaluator process does, from `run` until it is cancelled."""
 
-    def __init__(self, settings: Settings, keys: Keys, pool: Pool, store: MlflowStore, scorers: list[LiveScorer]):
-        self._settings = settings
+    def __init__(self, live: LiveSettings, keys: Keys, pool: Pool, store: MlflowStore, catalog: ScorerCatalog):
+        self._live = live
+        self._settings = live.now
         self._keys = keys
         self._pool = pool
         self._store = store
-        self._scorers = scorers
+        self._catalog = catalog
         self._queue = App(connector=PsycopgConnector())
 
     async def run(self) -> None:
         """Work until cancelled, then finish the running jobs within the grace period."""
-        async with self._presence() as (presence, evaluator_id):
+        settings = self._settings
+        async with self._presence() as (presence, evaluator_id), judge_calls(settings, self._pool) as (relay, budget):
             await self._queue.open_async(self._pool)
-            parts = (self._keys, self._pool, self._queue, self._store, self._scorers)
-            judges = ThreadPoolExecutor(self._settings.judge_concurrency, thread_name_prefix="judge")
-            redactor = Redactor(self._keys.derive("redaction"), self._settings.redact_patterns)
-            entities = EntityRedactor(self._settings, redactor).trace if self._settings.ner else None
-            self._intake = TraceIntake(self._settings, *parts, evaluator_id, judges, redactor, entities)
-            self._conversations = ConversationScoring(*parts, judges, redactor)
-            self._datasets = DatasetFeeder(self._pool, self._store)
-            self._erasure = MlflowErasure(self._pool, self._queue, self._store, self._datasets)
-            self._projection = TagProjection(self._pool, self._store)
-            otlp = OtlpSender(self._settings, self._keys, self._pool)
+            ground = Ground(
+                settings,
+                self._keys,
+                self._pool,
+                self._queue,
+                self._store,
+                evaluator_id,
+                lambda: self._catalog.now,
+                self._rules,
+            )
+            self._parts = put_together(ground, relay, budget)
+            otlp = OtlpSender(settings, self._keys, self._pool)
             self._register_tasks()
-            log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._scorers])
+            log.info("evaluator ready", evaluator_id=evaluator_id, scorers=[live.name for live in self._catalog.now])
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._beat(presence, evaluator_id), name="heartbeat")
                 group.create_task(self._look_around(), name="look-around")
+                group.create_task(self._catalog.watch(), name="catalog")
+                group.create_task(budget.run(), name="budget")
+                group.create_task(self._parts.worker.run(), name="scorings")
                 group.create_task(otlp.run(), name="otlp")
                 group.create_task(self._work(TRACES_QUEUE, concurrency=1), name="traces")
-                group.create_task(self._work(JUDGING_QUEUE, self._settings.judge_concurrency), name="judging")
+                group.create_task(self._work(JUDGING_QUEUE, settings.judge_concurrency), name="judging")
                 group.create_task(self._work(ERASING_QUEUE, concurrency=1), name="erasing")
+
+    def _rules(self) -> Rules:
+        """Return the rules of the datasets as they are now."""
+        return self._live.now.datasets
 
     @asynccontextmanager
     async def _presence(self) -> AsyncIterator[tuple[psycopg.AsyncConnection[tuple[object, ...]], int]]:
@@ -138,12 +140,12 @@ class Evaluator:
         """Find work that nobody told us of. Not by jobs: under load those would wait behind what they are to free."""
         often = (
             self._wake_up,
-            self._projection.project,
-            self._conversations.enqueue_due,
-            self._erasure.enqueue_open,
-            self._datasets.merge_waiting,
+            self._parts.projection.project,
+            self._parts.conversations.enqueue_due,
+            self._parts.erasure.enqueue_open,
+            self._parts.datasets.merge_waiting,
         )
-        seldom = (self._retry_stalled, self._intake.resume_pending)
+        seldom = (self._retry_stalled, self._parts.intake.resume_pending)
         looked_after_dead = 0.0
         while True:
             if time.monotonic() - looked_after_dead > _STALLED_AFTER_S:
@@ -172,19 +174,15 @@ class Evaluator:
 
         @queue.task(name=DRAIN_OUTBOX.task, queue=DRAIN_OUTBOX.queue)
         async def drain_outbox() -> None:
-            await self._intake.drain()
-
-        @queue.task(name=JUDGE_TRACE.task, queue=JUDGE_TRACE.queue, retry=_JUDGE_RETRY)
-        async def judge_trace(trace_id: str) -> None:
-            await self._intake.judge(trace_id)
+            await self._parts.intake.drain()
 
         @queue.task(name=SCORE_CONVERSATION.task, queue=SCORE_CONVERSATION.queue)
         async def score_conversation(session_id: str) -> None:
-            await self._conversations.score(session_id)
+            await self._parts.conversations.score(session_id)
 
         @queue.task(name=ERASE.task, queue=ERASE.queue, retry=_ERASE_RETRY)
         async def erase(erasure_id: str) -> None:
-            await self._erasure.erase(erasure_id)
+            await self._parts.erasure.erase(erasure_id)
 
     async def _retry_stalled(self) -> None:
         """Free the jobs of workers that died: Procrastinate notices them, and leaves them to us."""
@@ -204,7 +202,8 @@ async def run_evaluator(settings: Settings) -> None:
     url = database_url(settings)
     uri = tracking_uri(settings, url)
     configure_mlflow(settings, uri)
-    scorers = load_scorers(settings)
+    live = LiveSettings(settings)
+    catalog = ScorerCatalog(live)
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -217,7 +216,7 @@ async def run_evaluator(settings: Settings) -> None:
         # Beside its own work the pool serves three listeners, and each judge a moment.
         pool = open_pool(url, max_size=settings.database_pool_size + settings.judge_concurrency, name="evaluator")
         async with pool:
-            await Evaluator(settings, load_keys(settings), pool, store, scorers).run()
+            await Evaluator(live, load_keys(settings), pool, store, catalog).run()
     except asyncio.CancelledError:
         log.info("evaluator stopped")
 

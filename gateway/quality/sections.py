@@ -3,8 +3,10 @@
 Bars are SVG shapes, since the page's policy rightly refuses ``style`` attributes.
 """
 
+import math
 from datetime import datetime
 
+from gateway.quality.estimates import Estimate
 from gateway.quality.funnel import render_ledger, words
 from gateway.quality.markup import (
     NOTHING,
@@ -34,6 +36,7 @@ from gateway.tracing.ledger import State, Waiting
 _LOST: tuple[State, ...] = ("redaction_blocked", "dropped", "failed")
 _MAX_VALUE_CHARS = 120  # a page is for a look; the whole text is in the JSON and in MLflow
 _MAX_RATIONALE_CHARS = 600  # as above
+_MAX_REASONS = 3  # as above: those why something was not scored
 
 _ScorerKey = tuple[str, Level, str, str]
 
@@ -122,7 +125,9 @@ def _scorers(report: QualityReport) -> Html:
     )
     return fill(
         '<section class="card"><h2>How good the answers were</h2>'
-        '<p class="soft small">Share that passed, of the scores that gave a verdict.</p>{hint}{table}</section>',
+        '<p class="soft small">Estimated for all of the traffic, from what was scored of it: kept failures weigh no '
+        "more than they should. The true figure lies within the range below it 95 times out of 100; n<sub>eff</sub> "
+        "is how many conversations of even weight would tell as much.</p>{hint}{table}</section>",
         hint=NOTHING if day else _no_scores_hint(report.day),
         table=table if bodies else NOTHING,
     )
@@ -186,36 +191,90 @@ def _rollup(rollup: ScorerRollup | None) -> Html:
         return Html('<span class="none">no scores</span>')
     lines = []
     if rollup.pass_share is not None:
-        lines.append(_pass_share(rollup.pass_share))
-        lines.append(
-            fill(
-                '<div class="soft small number">{passed} passed, {failed} failed</div>',
-                passed=count_text(rollup.passed),
-                failed=count_text(rollup.failed),
-            )
-        )
-    if rollup.mean is not None:
-        lines.append(fill('<div class="number">mean <b>{mean}</b></div>', mean=mean_text(rollup.mean)))
+        lines += [_share(rollup.pass_share), _verdicts(rollup)]
+    if rollup.mean is not None and not (lines and rollup.mean.value is None):
+        lines.append(_mean(rollup.mean))
     if rollup.no_verdict:
         lines.append(
             fill('<div class="soft small number">{n} without a verdict</div>', n=count_text(rollup.no_verdict))
         )
+    if not rollup.scored:
+        lines.append(Html('<div class="none">no scores</div>'))
     if rollup.scorer_failures:
         lines.append(
             fill('<div class="alert small number">⚠ scorer failed: {n}</div>', n=count_text(rollup.scorer_failures))
         )
+    if rollup.not_scored:
+        lines.append(_not_scored(rollup.not_scored))
     return join(lines)
 
 
-def _pass_share(share: float) -> Html:
-    width = f"{100 * share:.1f}"
+def _share(estimate: Estimate) -> Html:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return _not_enough(estimate)
     return fill(
-        '<div class="share"><b>{percent}</b><svg aria-hidden="true">'
-        '<rect class="bar" width="{width}%" height="100%"/>'
-        '<rect class="gap" x="{width}%" width="100%" height="100%"/></svg></div>',
-        percent=percent_text(share),
-        width=width,
+        '<div class="share"><b>{percent}</b>{bar}</div><div class="small number">{low} to {high} {n}</div>',
+        percent=percent_text(estimate.value),
+        bar=_bar(estimate.value, estimate.low, estimate.high),
+        low=percent_text(estimate.low),
+        high=percent_text(estimate.high),
+        n=_effective_n(estimate),
     )
+
+
+def _bar(share: float, low: float, high: float) -> Html:
+    """Return the share as a bar, with its interval as a line across."""
+    return fill(
+        '<svg aria-hidden="true"><rect class="bar" width="{share}%" height="100%"/>'
+        '<rect class="gap" x="{share}%" width="100%" height="100%"/>'
+        '<line class="range" x1="{low}%" x2="{high}%" y1="50%" y2="50%"/></svg>',
+        share=f"{100 * share:.2f}",
+        low=f"{100 * low:.2f}",
+        high=f"{100 * high:.2f}",
+    )
+
+
+def _mean(estimate: Estimate) -> Html:
+    if estimate.value is None:
+        return _not_enough(estimate)
+    interval = "all values alike"
+    if estimate.low is not None and estimate.high is not None:
+        interval = f"{mean_text(estimate.low)} to {mean_text(estimate.high)}"
+    return fill(
+        '<div class="number">mean <b>{mean}</b></div><div class="small number">{interval} {n}</div>',
+        mean=mean_text(estimate.value),
+        interval=interval,
+        n=_effective_n(estimate),
+    )
+
+
+def _not_enough(estimate: Estimate) -> Html:
+    # Rounded down: 29.9 is not 30.
+    return fill(
+        '<div><b>not enough data</b></div><div class="small number">{n}, at least {needed} needed</div>',
+        n=_effective_n(estimate),
+        needed=estimate.needed_n,
+    )
+
+
+def _effective_n(estimate: Estimate) -> Html:
+    n = count_text(math.floor(estimate.effective_n))
+    return fill('<span class="soft effective">n<sub>eff</sub> {n}</span>', n=n)
+
+
+def _verdicts(rollup: ScorerRollup) -> Html:
+    return fill(
+        '<div class="soft small number">{passed} passed, {failed} failed</div>',
+        passed=count_text(rollup.passed),
+        failed=count_text(rollup.failed),
+    )
+
+
+def _not_scored(reasons: dict[str, int]) -> Html:
+    shown = [f"{why} {count_text(count)}" for why, count in list(reasons.items())[:_MAX_REASONS]]
+    if len(reasons) > _MAX_REASONS:
+        shown.append(f"other reasons {count_text(sum(list(reasons.values())[_MAX_REASONS:]))}")
+    return fill('<div class="soft small number">not scored: {why}</div>', why=", ".join(shown))
 
 
 # --- the newest failures ---

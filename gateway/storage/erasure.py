@@ -129,7 +129,7 @@ async def _remove(connection: Connection, scope: _Scope) -> dict[str, int]:
         "mlflow_traces": 0,
         "dataset_rows": 0,
     }
-    for statement in (_TO_OTLP, _ERASED_RUNS, _SAMPLED, _WAITERS, _ANSWERS, _CONVERSATIONS):
+    for statement in (_TO_OTLP, _SCORINGS, _ERASED_RUNS, _SAMPLED, _WAITERS, _ANSWERS, _CONVERSATIONS):
         await rows(statement)
     return removed
 
@@ -195,6 +195,7 @@ _ERASED_RUNS = """
     UPDATE runs SET state = 'erased', reason = NULL, session_id = '', user_id = NULL, updated_at = now()
     WHERE trace_id = ANY(%(traces)s)
 """
+_SCORINGS = "DELETE FROM scorings WHERE trace_id = ANY(%(traces)s) OR subject = ANY(%(places)s)"
 _RESPONSES = f"DELETE FROM responses WHERE session_id = ANY(%(places)s) AND {_MINE}"
 _WAITING = "DELETE FROM outbox WHERE trace_id = ANY(%(traces)s) AND claimed_by IS NULL"
 # What was sent to the second destination cannot be called back.

@@ -24,7 +24,6 @@ class Job(NamedTuple):
 
 
 DRAIN_OUTBOX = Job("drain_outbox", TRACES_QUEUE)
-JUDGE_TRACE = Job("judge_trace", JUDGING_QUEUE)
 SCORE_CONVERSATION = Job("score_conversation", JUDGING_QUEUE)
 ERASE = Job("erase", ERASING_QUEUE)
 

@@ -17,7 +17,10 @@
 ``otlp_outbox``                   the same, on their way to the second destination
 ``conversations``                 when a conversation is due to be scored
 ``scores``                        every score, the truth of which MLflow's assessments are the projection
-``dataset_rows``                  what went into which dataset, once each
+``scorings``                      what scorers are still to say, and what became of it
+``judge_spending``                what each judge model cost, by the hour
+``dataset_rows``                  what goes into which dataset and why, and what was left out
+``dataset_marks``                 until when MLflow was looked through for what people say
 ``evaluators``                    heartbeats
 
 Procrastinate keeps its own tables beside them. All times are ``timestamptz``.
@@ -283,6 +286,7 @@ runs = Table(
     ),
     Column("process_id", Integer, comment="web process that served it; NULL: an earlier version did"),
     Column("scored_by", Integer, nullable=False, server_default="0", comment="scorers that gave a verdict"),
+    Column("skips", JSONB, nullable=False, server_default="{}", comment="by scorer that did not score it: why"),
     _time("updated_at"),
     _time("swept_at", nullable=True),
     CheckConstraint(f"state IN ({', '.join(repr(state) for state in RUN_STATES)})", name="state"),
@@ -375,6 +379,7 @@ conversations = Table(
     # When it counts as ended and is to be scored; NULL: nothing new since it was scored.
     _time("due_at", nullable=True),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("skips", JSONB, nullable=False, server_default="{}", comment="by scorer that did not score it: why"),
     Index("ix_conversations_due_at", "due_at"),
 )
 
@@ -398,6 +403,13 @@ scores = Table(
         "details", JSONB, nullable=False, server_default="{}", comment="assessment metadata: judge's cost and tokens"
     ),
     Column("turns", Integer, comment="turns of the conversation when it was scored"),
+    Column(
+        "inclusion_probability",
+        Double,
+        nullable=False,
+        server_default="1",
+        comment="with which it exists, given that its trace was kept",
+    ),
     Column("latest", Boolean, nullable=False, server_default=text("true")),
     _time("created_at"),
     _time("logged_at", nullable=True),
@@ -406,14 +418,77 @@ scores = Table(
     Index("ix_scores_session_id", "session_id"),
 )
 
+ScoringState = Literal["pending", "scored", "skipped", "failed"]
+
+scorings = Table(
+    "scorings",
+    metadata,
+    Column("subject", Text, primary_key=True, comment="trace id, or session id of a conversation"),
+    Column("turns", Integer, primary_key=True, autoincrement=False, comment="turns of the conversation; 0: a trace"),
+    Column("scorer", Text, primary_key=True),
+    Column("scorer_version", Text, primary_key=True),
+    Column("trace_id", Text, nullable=False, comment="trace that the scores are on"),
+    Column("agent", Text, nullable=False),
+    Column("probability", Double, nullable=False, comment="with which a score exists, given that the trace was kept"),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("reason", Text, comment="of skipped and failed: why; of pending: the last failure"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _time("due_at"),
+    # The evaluator that works on it. A claim counts only while that evaluator holds its advisory lock.
+    Column("claimed_by", Integer),
+    _time("created_at"),
+    _time("updated_at"),
+    CheckConstraint(f"state IN ({', '.join(repr(state) for state in get_args(ScoringState))})", name="state"),
+    Index("ix_scorings_trace_id", "trace_id"),
+    Index("ix_scorings_due", "due_at", postgresql_where=text("state = 'pending'")),
+    Index("ix_scorings_failed", "updated_at", postgresql_where=text("state = 'failed'")),
+    Index("ix_scorings_skipped", "updated_at", postgresql_where=text("state = 'skipped'")),
+)
+
+judge_spending = Table(
+    "judge_spending",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("hour", DateTime(timezone=True), primary_key=True, comment="its beginning"),
+    Column("calls", BigInteger, nullable=False, server_default="0"),
+    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cost_usd", Double, nullable=False, server_default="0"),
+    Column("unpriced_calls", BigInteger, nullable=False, server_default="0", comment="those of unknown price"),
+)
+
 dataset_rows = Table(
     "dataset_rows",
     metadata,
     Column("dataset", Text, primary_key=True),
     Column("trace_id", Text, primary_key=True),
-    Column("scorers", JSONB, nullable=False, comment="scorer name to value, of the scorers that failed it"),
+    Column("scorers", JSONB, nullable=False, comment="scorer name to value, of the scores that put it there"),
     _time("created_at"),
+    # When it was dealt with; NULL: it waits, or waits again since there is more to say of it.
     _time("merged_at", nullable=True),
+    Column("rule", Text, comment="that put it there; NULL: an earlier version did"),
+    Column("agent", Text),
+    Column("provenance", JSONB, nullable=False, server_default="{}", comment="reason's name to where it came from"),
+    Column("whole_session", Boolean, nullable=False, server_default=text("false"), comment="its other turns too"),
+    Column("session_of", Text, comment="trace whose whole session it is part of"),
+    Column("signature", LargeBinary, comment="what its similarity is told by"),
+    # When it first went into the dataset, and when a person last said something of it that did as well.
+    _time("taken_at", nullable=True),
+    _time("annotated_at", nullable=True),
+    Column("skipped", Text, comment="why it was left out; NULL: it was not, or waits"),
+    Column("similar_to", Text, comment="trace of the row that it is like"),
+    Index("ix_dataset_rows_trace_id", "trace_id"),
+    Index("ix_dataset_rows_taken_at", "dataset", "taken_at"),
+    Index("ix_dataset_rows_waiting", "dataset", postgresql_where=text("merged_at IS NULL")),
+    Index("ix_dataset_rows_similar_to", "similar_to", postgresql_where=text("similar_to IS NOT NULL")),
+)
+
+# Until when each kind of news in MLflow was looked at.
+dataset_marks = Table(
+    "dataset_marks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _time("seen_until", default_now=False),
 )
 
 evaluators = Table(

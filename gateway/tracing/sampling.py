@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from gateway.crypto import keyed_hash
-from gateway.settings import Settings, TailRule
+from gateway.rules import TailRule
+from gateway.settings import Settings
 from gateway.tracing.spans import Outcome
 
 _SCALE = 2**64

@@ -11,26 +11,38 @@ from typing import Any, NamedTuple
 import psycopg
 
 from gateway.crypto import load_keys
+from gateway.evaluation.catalog import load_scorers
+from gateway.evaluation.claims import PRESENCE_LOCK
+from gateway.evaluation.conversations import ConversationScoring
+from gateway.evaluation.datasets import DatasetFeeder
+from gateway.evaluation.erasure import MlflowErasure
 from gateway.evaluation.intake import TraceIntake
+from gateway.evaluation.parts import Ground, judge_calls, put_together
 from gateway.evaluation.promotion import TagProjection
-from gateway.evaluation.scoring import LiveScorer, load_scorers
+from gateway.evaluation.scoring import LiveScorer
+from gateway.evaluation.scoring_worker import ScoringWorker
 from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.settings import Settings
-from gateway.storage.database import open_pool
+from gateway.storage.database import Pool, open_pool
 from gateway.storage.queue import open_queue
 from gateway.tracing.handover.storing import FinishedRun, store_runs
-from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.spans import Span, Trace, encode
 
 MS = 1_000_000
 
 
 class Parts(NamedTuple):
-    """The evaluator's parts."""
+    """The evaluator's parts, driven by hand instead of by jobs."""
 
+    settings: Settings
+    pool: Pool
+    store: Any
     intake: TraceIntake
+    conversations: ConversationScoring
+    worker: ScoringWorker
+    datasets: DatasetFeeder
+    erasure: MlflowErasure
     projection: TagProjection
-    store: MlflowStore
 
 
 def made(session: str = "s-1", text: str = "12 + 30", **fields: Any) -> Trace:
@@ -89,19 +101,25 @@ async def evaluator(
     store_type: type[MlflowStore] = MlflowStore,
     scorers: list[LiveScorer] | None = None,
     entities: Callable[[Trace], Trace] | None = None,
+    *,
+    alive: bool = False,
 ) -> AsyncIterator[Parts]:
-    """Open an evaluator's parts on the test's database, with MLflow at ``uri``."""
+    """Open an evaluator's parts on the test's database, with MLflow at ``uri``.
+
+    Without ``alive`` it is, to the claims, one that has died.
+    """
     configure_mlflow(settings, uri)
-    store, keys = store_type(uri, settings.mlflow_experiment), load_keys(settings)
-    live = load_scorers(settings) if scorers is None else scorers
-    redactor = Redactor(keys.derive("redaction"))
-    async with open_pool(url_of(settings), max_size=8, name="test") as pool:
-        queue = await open_queue(pool)
-        async with pool.connection() as connection:
-            cursor = await connection.execute(
-                "INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id"
-            )
-            [number] = await cursor.fetchone() or [0]
-        with ThreadPoolExecutor(2) as judges:
-            parts = (keys, pool, queue, store, live, int(str(number)), judges, redactor, entities)
-            yield Parts(TraceIntake(settings, *parts), TagProjection(pool, store), store)
+    store = await asyncio.to_thread(store_type, uri, settings.mlflow_experiment)
+    live = await asyncio.to_thread(load_scorers, settings) if scorers is None else scorers
+    async with (
+        open_pool(url_of(settings), max_size=8, name="test") as pool,
+        await psycopg.AsyncConnection.connect(url_of(settings), autocommit=True) as presence,
+        judge_calls(settings, pool) as (relay, budget),
+    ):
+        cursor = await presence.execute("INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id")
+        [number] = await cursor.fetchone() or [0]
+        if alive:
+            await presence.execute("SELECT pg_advisory_lock(%s, %s)", [PRESENCE_LOCK, number])
+        ground = Ground(settings, load_keys(settings), pool, await open_queue(pool), store, number, lambda: live)
+        parts = put_together(ground, relay, budget, entities)
+        yield Parts(settings, pool, store, **vars(parts))

@@ -3,9 +3,8 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import mlflow
@@ -13,30 +12,15 @@ import pytest
 
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, ModelFailed
+from gateway.evaluation.catalog import load_scorers
 from gateway.evaluation.claims import PRESENCE_LOCK
-from gateway.evaluation.conversations import ConversationScoring
-from gateway.evaluation.datasets import DatasetFeeder
-from gateway.evaluation.intake import TraceIntake
 from gateway.evaluation.predict import predict_fn
-from gateway.evaluation.scoring import load_scorers
 from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.settings import Settings
-from gateway.storage.database import Pool, open_pool
-from gateway.storage.queue import open_queue
 from gateway.testing import HttpError, ScriptedOpenAI
-from gateway.tracing.redaction.redactor import Redactor
 
-from .evaluating import MS, fill, made
-
-
-class Parts:
-    """The evaluator's parts, driven by hand instead of by jobs."""
-
-    def __init__(self, intake: TraceIntake, conversations: ConversationScoring, datasets: DatasetFeeder, store: Any):
-        self.intake = intake
-        self.conversations = conversations
-        self.datasets = datasets
-        self.store = store
+from . import evaluating
+from .evaluating import MS, Parts, fill, made
 
 
 class CrashingStore(MlflowStore):
@@ -59,36 +43,11 @@ def evaluator(make_settings: Callable[..., Settings], mlflow_uri: str) -> Callab
     """Open the evaluator's parts on the test's database; ``store_type`` may be a failing one."""
     experiment = f"test-{uuid.uuid4().hex[:8]}"
 
-    @asynccontextmanager
-    async def opened(store_type: type[MlflowStore] = MlflowStore, **overrides: object) -> AsyncIterator[Parts]:
+    def opened(store_type: type[MlflowStore] = MlflowStore, **overrides: object) -> AbstractAsyncContextManager[Parts]:
         overrides = {"quiet_period_s": 0.001, "mlflow_experiment": experiment} | overrides
-        settings = make_settings(**overrides)
-        configure_mlflow(settings, mlflow_uri)
-        store = store_type(mlflow_uri, experiment)
-        scorers = load_scorers(settings)
-        keys = load_keys(settings)
-        redactor = Redactor(keys.derive("redaction"))
-        async with open_pool(settings.database_url.get_secret_value(), max_size=8, name="test") as pool:
-            evaluator_id = await _present(pool)
-            queue = await open_queue(pool)
-            with ThreadPoolExecutor(4) as judges:
-                yield Parts(
-                    TraceIntake(settings, keys, pool, queue, store, scorers, evaluator_id, judges, redactor),
-                    ConversationScoring(keys, pool, queue, store, scorers, judges, redactor),
-                    DatasetFeeder(pool, store),
-                    store,
-                )
+        return evaluating.evaluator(make_settings(**overrides), mlflow_uri, store_type)
 
     return opened
-
-
-async def _present(pool: Pool) -> int:
-    """Register an evaluator without its lock: to the claims it is one that has died."""
-    async with pool.connection() as connection:
-        cursor = await connection.execute(
-            "INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id"
-        )
-        return int((await cursor.fetchone())[0])
 
 
 async def converse(client: Any, *turns: str, agent: str = "support", **fields: object) -> list[dict[str, Any]]:
@@ -333,11 +292,13 @@ async def test_judges_see_this_very_turn(serve, make_settings, evaluator, rows, 
             await parts.intake.drain()
             assert rows("SELECT state FROM runs") == [("pending",)]
             rows("UPDATE runs SET state = 'erased' RETURNING 1")
-            await parts.intake.judge(answer["trace_id"])
-            assert judge.requests == []  # forgotten, while its job waited: no model is to see it
+            await parts.worker.work_off()
+            assert judge.requests == []  # forgotten, while it waited: no model is to see it
             rows("UPDATE runs SET state = 'pending' RETURNING 1")
-            await parts.intake.judge(answer["trace_id"])
+            rows("UPDATE scorings SET state = 'pending' RETURNING 1")
+            await parts.worker.work_off()
             await parts.conversations.score(answer["session_id"])
+            await parts.worker.work_off()
             [trace] = parts.store.read_traces([answer["trace_id"]])
     verdicts = assessments(trace)
     for name in ("tool_call_correctness", "tool_call_efficiency", "conversation_completeness", "knowledge_retention"):

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from gateway.crypto import load_keys
-from gateway.evaluation.claims import PRESENCE_LOCK
-from gateway.evaluation.conversations import ConversationScoring
-from gateway.evaluation.datasets import DatasetFeeder
-from gateway.evaluation.erasure import MlflowErasure
-from gateway.evaluation.intake import TraceIntake
-from gateway.evaluation.scoring import load_scorers
-from gateway.evaluation.store import MlflowStore, configure_mlflow
+from gateway.evaluation.store import MlflowStore
 from gateway.settings import Settings
-from gateway.storage.database import Pool, open_pool
 from gateway.storage.erasure import Erasure, Subject, find_erasure, forget, last_erasure
-from gateway.storage.queue import open_queue
-from gateway.tracing.redaction.redactor import Redactor
 
+from . import evaluating
 from .runs import until
 
 WORD = "zanzibarine"
@@ -40,6 +30,13 @@ def quotes(inputs):
 @scorer
 def quotes_all(session):
     return Feedback(value=False, rationale=str([trace.data.spans[0].inputs for trace in session]))
+"""
+
+
+ASKED_AGAIN = """
+    WITH gone AS (DELETE FROM scores RETURNING *)
+    INSERT INTO scorings (subject, turns, scorer, scorer_version, trace_id, agent, probability)
+    SELECT trace_id, 0, scorer, scorer_version, trace_id, agent, 1 FROM gone RETURNING 1
 """
 
 
@@ -85,18 +82,9 @@ class PausingStore(MlflowStore):
 class Parts:
     """The evaluator's parts, driven by hand instead of by jobs."""
 
-    def __init__(
-        self, settings: Settings, pool: Pool, queue: Any, store: PausingStore, scorers: Any, judges: Any, number: int
-    ):
-        keys = load_keys(settings)
-        self.dataset = settings.scorers["quotes"].dataset
-        self.pool = pool
-        self.store = store
-        redactor = Redactor(keys.derive("redaction"))
-        self.intake = TraceIntake(settings, keys, pool, queue, store, scorers, number, judges, redactor)
-        self.conversations = ConversationScoring(keys, pool, queue, store, scorers, judges, redactor)
-        self.datasets = DatasetFeeder(pool, store)
-        self.erasure = MlflowErasure(pool, queue, store, self.datasets)
+    def __init__(self, parts: evaluating.Parts):
+        vars(self).update(parts._asdict())
+        self.dataset = parts.settings.scorers["quotes"].dataset
 
     async def forget(self, session_id: str | None = None, **subject: str) -> Erasure:
         """Forget here, as the web process does."""
@@ -144,21 +132,8 @@ def evaluator(settings: Settings, mlflow_uri: str) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Parts]:
-        configure_mlflow(settings, mlflow_uri)
-        store = await asyncio.to_thread(PausingStore, mlflow_uri, settings.mlflow_experiment)
-        scorers = await asyncio.to_thread(load_scorers, settings)
-        url = settings.database_url.get_secret_value()
-        async with (
-            open_pool(url, max_size=8, name="test") as pool,
-            await psycopg.AsyncConnection.connect(url, autocommit=True) as living,
-        ):
-            cursor = await living.execute(
-                "INSERT INTO evaluators (host, pid) VALUES ('test', 1) RETURNING evaluator_id"
-            )
-            [number] = await cursor.fetchone()
-            await living.execute("SELECT pg_advisory_lock(%s, %s)", [PRESENCE_LOCK, number])
-            with ThreadPoolExecutor(4) as judges:
-                yield Parts(settings, pool, await open_queue(pool), store, scorers, judges, number)
+        async with evaluating.evaluator(settings, mlflow_uri, PausingStore, alive=True) as parts:
+            yield Parts(parts)
 
     return opened
 
@@ -314,7 +289,9 @@ async def test_what_is_judged_while_it_is_forgotten_leaves_no_score(serve, setti
     async with evaluator() as parts:
         await parts.intake.drain()
         parts.store.pauses_after = "read"
-        judging = parts.intake.judge(trace) if what == "judge" else parts.conversations.score(one)
+        if what == "judge":
+            rows(ASKED_AGAIN)
+        judging = parts.worker.work_off() if what == "judge" else parts.conversations.score(one)
         task = asyncio.create_task(judging)
         await asyncio.to_thread(parts.store.reached.wait)
         erasure = await parts.forget(one)

@@ -24,7 +24,8 @@ from mlflow.genai.scorers import scorer
 
 from gateway.evaluation.scoring import LiveScorer
 from gateway.evaluation.store import MlflowStore
-from gateway.settings import MLFLOW_DEFAULTS, ScorerRule, Settings
+from gateway.rules import ScorerRule
+from gateway.settings import MLFLOW_DEFAULTS, Settings
 from gateway.tracing.spans import SpanError
 
 from .evaluating import evaluator, fill, made

@@ -70,6 +70,32 @@ class Seed:
         } | columns
         self._insert("scores", row)
 
+    def scored_runs(
+        self,
+        count: int,
+        value: Any,
+        passed: bool | None,
+        *,
+        kept: float = 1.0,
+        taken: float = 1.0,
+        **columns: Any,
+    ) -> None:
+        """Add runs, each of a session of its own and with one score: with what probability kept, and then scored."""
+        for _ in range(count):
+            trace_id = self.run(session_id=f"s-of-its-own-{next(_ids)}", inclusion_probability=kept)
+            self.score(value, passed, trace_id=trace_id, inclusion_probability=taken, **columns)
+
+    def scoring(self, reason: str, **columns: Any) -> None:
+        """Add what a judge was to say, and passed over."""
+        row = {"subject": f"tr-{next(_ids)}", "turns": 0, "scorer": "judge", "scorer_version": "1", "trace_id": "tr-1"}
+        row |= {"agent": "math", "probability": 1.0, "state": "skipped", "reason": reason}
+        self._insert("scorings", row | columns)
+
+    def conversation(self, **columns: Any) -> None:
+        """Add a conversation."""
+        row = {"session_id": f"s-{next(_ids)}", "agent": "math", "last_turn_at": datetime.now(UTC)} | columns
+        self._insert("conversations", row)
+
     def drops(self, count: int, reason: str) -> None:
         """Count runs of which not even a row could be kept."""
         self._insert("run_drops", {"agent": "math", "reason": reason, "count": count})
@@ -79,7 +105,7 @@ class Seed:
 def seed(database_url: str) -> Iterator[Seed]:
     """A writer on tables that are empty before and after the test."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        empty = "TRUNCATE runs, run_drops, scores CASCADE"
+        empty = "TRUNCATE runs, run_drops, scores, scorings, conversations CASCADE"
         connection.execute(empty)
         yield Seed(connection)
         connection.execute(empty)
@@ -139,8 +165,8 @@ async def page(database_url: str, links: MlflowLinks | None = None) -> str:
         return response.text
 
 
-async def test_pass_share_counts_only_scores_with_a_verdict(database_url: str, seed: Seed) -> None:
-    """Scores without a verdict and failures of the scorer are counted apart and do not move the share."""
+async def test_verdicts_and_failures_are_counted_apart(database_url: str, seed: Seed) -> None:
+    """Scores without a verdict and failures of the scorer are counted apart and have no part in the share."""
     for passed in (True, True, True, False, None):
         seed.score(passed, passed)
     seed.score(error="TimeoutError: no answer")
@@ -148,30 +174,116 @@ async def test_pass_share_counts_only_scores_with_a_verdict(database_url: str, s
     (rollup,) = (await figures(database_url))["hour"]["scorers"]
 
     assert (rollup["scored"], rollup["passed"], rollup["failed"], rollup["no_verdict"]) == (5, 3, 1, 1)
-    assert rollup["pass_share"] == 0.75
+    assert rollup["pass_share"]["count"] == 4
     assert rollup["scorer_failures"] == 1
     assert rollup["mean"] is None
+
+
+async def test_estimates_are_of_all_of_the_traffic(database_url: str, seed: Seed) -> None:
+    """Share and mean are those that the whole traffic would have, though more was kept of what failed."""
+    seed.scored_runs(20, 1.0, False, kept=1.0)
+    seed.scored_runs(98, 5, True, kept=0.2, taken=0.5)
+    seed.scored_runs(3, None, None, kept=0.001, error="TimeoutError: no answer")
+
+    (rollup,) = (await figures(database_url))["hour"]["scorers"]
+    html = await page(database_url)
+
+    share, mean = rollup["pass_share"], rollup["mean"]
+    assert (rollup["passed"], rollup["failed"], rollup["scorer_failures"]) == (98, 20, 3)
+    assert share["value"] == pytest.approx(0.98)
+    assert 0.95 < share["low"] < 0.97
+    assert 0.985 < share["high"] < 0.995
+    assert share["effective_n"] == pytest.approx(1000**2 / (20 + 98 * 100))
+    assert (share["count"], share["sessions"]) == (118, 118)
+    assert mean["value"] == pytest.approx(4.92)
+    assert mean["low"] < 4.92 < mean["high"]
+    assert "<b>98.0 %</b>" in html
+    assert "<b>4.920</b>" in html
+    assert "n<sub>eff</sub> 101<" in html
+    assert "98 passed, 20 failed" in html
+
+
+async def test_turns_of_a_session_are_one_draw(database_url: str, seed: Seed) -> None:
+    """Scores of one session's turns are taken together: fifty of them are not enough data."""
+    for _ in range(50):
+        seed.score(True, True, trace_id=seed.run(session_id="s-long"))
+
+    (rollup,) = (await figures(database_url))["hour"]["scorers"]
+
+    share = rollup["pass_share"]
+    assert (share["count"], share["sessions"], share["effective_n"]) == (50, 1, 1.0)
+
+
+async def test_not_enough_data_is_said(database_url: str, seed: Seed) -> None:
+    """Where the scores do not tell enough there is no estimate, but the counts, and what would be needed."""
+    seed.scored_runs(11, 4, True)
+    seed.scored_runs(1, 2, False)
+
+    (rollup,) = (await figures(database_url))["hour"]["scorers"]
+    html = await page(database_url)
+
+    for estimate in (rollup["pass_share"], rollup["mean"]):
+        assert (estimate["value"], estimate["low"], estimate["high"]) == (None, None, None)
+        assert (estimate["effective_n"], estimate["needed_n"]) == (12, 30)
+    assert "not enough data" in html
+    assert "n<sub>eff</sub> 12</span>, at least 30 needed" in html
+    assert "11 passed, 1 failed" in html
+
+
+async def test_what_a_scorer_passed_over_is_counted_by_reason(database_url: str, seed: Seed) -> None:
+    """What was not scored is counted by why, apart from scores and failures, for runs and for conversations."""
+    seed.score(True, True)
+    seed.run(skips=json.dumps({"exact_match": "no expectations", "grounded": HOSTILE}))
+    seed.run(skips=json.dumps({"exact_match": "no expectations"}))
+    seed.run(skips=json.dumps({"exact_match": "budget"}))
+    seed.run(skips=json.dumps({"exact_match": "budget"}), minutes_ago=120)
+    seed.run(skips=json.dumps({"judge": "budget"}))
+    seed.scoring("budget")
+    seed.scoring("no retrieval")
+    seed.conversation(skips=json.dumps({"frustration": "share"}))
+    seed.scoring("too long", scorer="frustration", turns=3)
+    seed.scoring("too long", scorer="frustration", turns=5)
+    seed.scoring("to come", state="pending")
+
+    report = await figures(database_url)
+    hour, day = report["hour"]["scorers"], report["day"]["scorers"]
+    html = await page(database_url)
+
+    said = {(each["level"], each["name"]): (each["scored"], each["not_scored"]) for each in hour}
+    assert said == {
+        ("trace", "exact_match"): (1, {"no expectations": 2, "budget": 1}),
+        ("trace", "grounded"): (0, {HOSTILE: 1}),
+        ("trace", "judge"): (0, {"budget": 2, "no retrieval": 1}),
+        ("conversation", "frustration"): (0, {"too long": 2, "share": 1}),
+    }
+    assert day[0]["not_scored"] == {"budget": 2, "no expectations": 2}
+    assert "not scored: no expectations 2, budget 1" in html
+    assert HOSTILE not in html
 
 
 async def test_mean_is_taken_over_numbers_alone(database_url: str, seed: Seed) -> None:
     """The mean leaves out values that are not numbers, and numbers without a verdict have no pass share."""
     for value in (0.5, 1, "not a number", True, [3]):
-        seed.score(value)
+        seed.scored_runs(20, value, None)
 
     (rollup,) = (await figures(database_url))["hour"]["scorers"]
 
-    assert rollup["mean"] == 0.75
+    assert rollup["mean"]["value"] == 0.75
+    assert rollup["mean"]["count"] == 40
     assert rollup["pass_share"] is None
-    assert rollup["no_verdict"] == 5
+    assert rollup["no_verdict"] == 100
 
 
-async def test_number_beyond_a_float_breaks_nothing(database_url: str, seed: Seed) -> None:
-    """An integer too large for a float leaves the figures and the page readable."""
+async def test_number_that_is_too_large_breaks_nothing(database_url: str, seed: Seed) -> None:
+    """Numbers beyond a float, or whose square is, leave the figures and the page readable."""
     seed.score(10**400, False)
+    seed.score(1e200, False)
+    seed.score(1e90, False)
 
     (rollup,) = (await figures(database_url))["hour"]["scorers"]
 
-    assert rollup["failed"] == 1
+    assert rollup["failed"] == 3
+    assert rollup["mean"]["count"] == 1
     assert "exact_match" in await page(database_url)
 
 
@@ -182,7 +294,7 @@ async def test_only_latest_scores_count(database_url: str, seed: Seed) -> None:
 
     report = await figures(database_url)
 
-    assert report["hour"]["scorers"][0]["pass_share"] == 1.0
+    assert [(each["passed"], each["failed"]) for each in report["hour"]["scorers"]] == [(1, 0)]
     assert report["failures"] == []
 
 
@@ -205,7 +317,10 @@ async def test_traces_and_conversations_are_told_apart(database_url: str, seed: 
 
     rollups = (await figures(database_url))["hour"]["scorers"]
 
-    assert [(rollup["level"], rollup["pass_share"]) for rollup in rollups] == [("trace", 1.0), ("conversation", 0.0)]
+    assert [(each["level"], each["passed"], each["failed"]) for each in rollups] == [
+        ("trace", 1, 0),
+        ("conversation", 0, 1),
+    ]
 
 
 async def test_ledger_lists_every_state_and_adds_up(database_url: str, seed: Seed) -> None:

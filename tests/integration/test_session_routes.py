@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from gateway.crypto import load_keys
-from gateway.evaluation.scoring import load_scorers
+from gateway.evaluation.catalog import ScorerCatalog
 from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.evaluation.worker import Evaluator
+from gateway.reloading import LiveSettings
 from gateway.settings import Settings
 from gateway.storage.api_keys import create_key
 from gateway.storage.database import open_pool
@@ -39,12 +40,13 @@ async def evaluating(settings: Settings, mlflow_uri: str) -> Evaluating:
     """Run an evaluator with all its jobs, and give the store that it writes to."""
     configure_mlflow(settings, mlflow_uri)
     store = await asyncio.to_thread(MlflowStore, mlflow_uri, settings.mlflow_experiment)
-    scorers = await asyncio.to_thread(load_scorers, settings)
+    live = LiveSettings(settings)
+    catalog = await asyncio.to_thread(ScorerCatalog, live)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[MlflowStore]:
         async with open_pool(settings.database_url.get_secret_value(), max_size=10, name="evaluator") as pool:
-            evaluator = asyncio.create_task(Evaluator(settings, load_keys(settings), pool, store, scorers).run())
+            evaluator = asyncio.create_task(Evaluator(live, load_keys(settings), pool, store, catalog).run())
             try:
                 yield store
             finally:

@@ -10,7 +10,8 @@ import pytest
 from gateway import errors
 from gateway.http.bodies import IGNORED, REFUSED
 from gateway.http.errors import _HTTP_CODES
-from gateway.settings import ENV_PREFIX, AgentRule, ScorerRule, Settings
+from gateway.rules import AgentRule, ScorerRule
+from gateway.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

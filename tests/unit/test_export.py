@@ -8,11 +8,19 @@ import pytest
 from gateway.evaluation.conventions import to_opentelemetry
 from gateway.evaluation.export import kept_tags, to_mlflow
 from gateway.evaluation.store import is_away
+from gateway.settings import MLFLOW_DEFAULTS
 from gateway.tracing.spans import Span, SpanError, Trace
 
 MS = 1_000_000
 CALL = {"mlflow.llm.model": "gpt-4o-mini", "mlflow.llm.provider": "openai"}
 USAGE = {"mlflow.chat.tokenUsage": {"input_tokens": 1000, "output_tokens": 0, "total_tokens": 1000}}
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_evaluator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep MLflow from fetching prices from outside, as the evaluator does."""
+    for name, value in MLFLOW_DEFAULTS.items():
+        monkeypatch.setenv(name, value)
 
 
 def trace(*spans: Span, **fields: Any) -> Trace:

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.settings import AgentRule, Settings
+from gateway.rules import AgentRule
+from gateway.settings import Settings
 from gateway.tracing.sampling import decide, draw, keep_session, rate_of, rules_met
 from gateway.tracing.spans import Outcome
 

@@ -72,14 +72,18 @@ def test_judges(shipped_scorers, monkeypatch):
 def test_level(shipped_scorers):
     """Each scorer is called like the name it is defined by, and reads a turn or a session as its file says."""
     levels = {}
-    for stem in ("tool_calls", "conversation", "exact_match"):
+    for stem in ("tool_calls", "results", "answers", "conversation", "outcomes", "exact_match"):
         for name, value in inspect.getmembers(shipped_scorers(stem)):
             if isinstance(value, Scorer):
                 assert value.name == name
                 levels[name] = value.is_session_level_scorer
     assert {name for name, of_session in levels.items() if of_session} == {
         "errors_resolved",
+        "makes_progress",
+        "no_broken_promise",
+        "no_frustration",
         "no_information_asked_twice",
         "no_repeated_question",
+        "no_rephrased_question",
     }
-    assert len(levels) == 8
+    assert len(levels) == 17

@@ -1,16 +1,24 @@
-"""Scores: verdicts, ids, failures as values, and which scorers run live."""
+"""Scores: verdicts, ids, failures as values."""
 
 import math
-import sys
-from textwrap import dedent
+from typing import Literal
 
 import pytest
-from mlflow.entities import AssessmentError, AssessmentSource, Feedback
+from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feedback
 from mlflow.genai.scorers import scorer
 
-from gateway.errors import ConfigurationError
-from gateway.evaluation.scoring import LiveScorer, load_scorers, passed, score_conversation, score_id, score_trace
-from gateway.settings import ScorerRule, Settings
+from gateway.evaluation.applicability import expectations_of
+from gateway.evaluation.scoring import (
+    LiveScorer,
+    Scored,
+    passed,
+    run_conversation_scorer,
+    run_trace_scorer,
+    score_id,
+    score_trace,
+)
+from gateway.evaluation.values import Nonsense, as_declared
+from gateway.rules import ScorerRule
 
 
 def live(function, version="v1", **rule) -> LiveScorer:
@@ -92,19 +100,42 @@ def test_not_applicable(turn):
 
 
 def test_list_of_feedbacks(turn):
-    """A list gives one score each, with ids of their own; of equal names the last one counts."""
+    """A list gives one score each, with ids of their own, also where several have one name."""
     feedbacks = [
         Feedback(name="tone", value="no"),
         Feedback(name="length", value=12),
         Feedback(name="tone", value="yes"),
     ]
     scores = score_trace(returning(feedbacks), turn, "math")
-    assert {score.name: (score.value, score.passed) for score in scores} == {
-        "tone": ("yes", True),
-        "length": (12, None),
-    }
-    assert len({score.score_id for score in scores}) == 2
+    assert [(score.name, score.value, score.passed) for score in scores] == [
+        ("tone", "no", False),
+        ("length", 12, None),
+        ("tone", "yes", True),
+    ]
+    again = [score.score_id for score in score_trace(returning(feedbacks), turn, "math")]
+    assert [score.score_id for score in scores] == again
+    assert len(set(again)) == 3
+    assert again[0] == score_id(turn.info.trace_id, returning(None), "tone")
     assert {score.scorer for score in scores} == {"check"}
+
+
+def test_part_of_a_list_fails(turn):
+    """Where one of several feedbacks is nonsense, that one is a visible failure and the others are scores."""
+    feedbacks = [Feedback(name="share", value=math.nan), Feedback(name="tone", value="yes")]
+    outcome = run_trace_scorer(returning(feedbacks), turn, "math")
+    assert isinstance(outcome, Scored)
+    assert [(score.name, score.passed, score.error is None) for score in outcome.scores] == [
+        ("share", None, False),
+        ("tone", True, True),
+    ]
+
+
+def test_feedback_on_a_span(turn):
+    """A feedback on one span becomes an assessment on that span; every other is on the root."""
+    feedbacks = [Feedback(name="one", value=True, span_id="ab" * 8), Feedback(name="other", value=True)]
+    one, other = (score.assessment(span_id="root") for score in score_trace(returning(feedbacks), turn, "math"))
+    assert (one.span_id, other.span_id) == ("ab" * 8, "root")
+    assert set(one.metadata) == set(other.metadata)
 
 
 def test_feedback_details(turn):
@@ -116,7 +147,17 @@ def test_feedback_details(turn):
     assert score.details == {"cost": "0.5"}
 
 
-@pytest.mark.parametrize("error", [ValueError("no such field"), KeyError("x"), RuntimeError()])
+class Unspeakable(Exception):
+    """An error that cannot even say what it is."""
+
+    def __str__(self):
+        """Fail."""
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no such field"), KeyError("x"), RuntimeError(), SystemExit(1), Unspeakable()]
+)
 def test_scorer_that_raises(turn, error):
     """A scorer that raises becomes a score without a value or verdict, and an assessment with the error."""
 
@@ -154,6 +195,60 @@ def test_assessment(turn):
     assert assessment.metadata == {"gateway.scorer": "check", "gateway.scorer_version": "v1"}
 
 
+def test_expectations(turn):
+    """What is expected of a trace is what stands now, whoever stated it; feedback is no expectation."""
+    expected = [
+        Expectation(name="expected_response", value="3"),
+        Expectation(name="expected_response", value="2"),
+        Expectation(name="kind", value="exact", source=AssessmentSource(source_type="CODE", source_id="import")),
+        Expectation(name="goal", value="all", metadata={"mlflow.trace.session": "s-1"}),
+        Feedback(name="tone", value="yes"),
+    ]
+    expected[0].valid = False  # as MLflow marks what was corrected
+    turn.info.assessments += expected
+    assert expectations_of(turn) == {"expected_response": "2", "kind": "exact"}
+    assert expectations_of(turn, of_session=True) == {"goal": "all"}
+
+
+@pytest.mark.parametrize(
+    ("value", "declared", "expected"),
+    [
+        ("yes", Literal["yes", "no"], "yes"),
+        (" Yes", Literal["yes", "no"], "yes"),
+        (4, Literal["1", "2", "3", "4", "5"], "4"),
+        ("4", int, 4),
+        ("0.5", float, 0.5),
+        ("true", bool, True),
+        (4, str, "4"),
+        (["a"], list[str], ["a"]),
+        ({"tone": 2}, dict[str, int], {"tone": 2}),
+    ],
+)
+def test_what_a_judge_was_asked_for(value, declared, expected):
+    """Models are loose with types and capitals: what they mean is one of the values that they were asked for."""
+    found = as_declared(value, declared)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "declared"),
+    [
+        ("maybe", Literal["yes", "no"]),
+        (None, Literal["yes", "no"]),
+        ("6", Literal["1", "2", "3", "4", "5"]),
+        ("high", int),
+        (4.5, int),
+        ("perhaps", bool),
+        ({"tone": "b"}, dict[str, int]),
+        (None, str),
+    ],
+)
+def test_what_a_judge_was_not_asked_for(value, declared):
+    """Any other value is nonsense, and says what was asked for."""
+    with pytest.raises(Nonsense, match="was asked for"):
+        as_declared(value, declared)
+
+
 def test_conversation(traces):
     """A conversation's score belongs on its first trace, names its session, and counts its turns."""
 
@@ -163,8 +258,8 @@ def test_conversation(traces):
 
     turns = traces.conversation(("1 + 1?", "2"), ("and 2 more?", "4"))
     each = LiveScorer(length, "v1", ScorerRule(pass_at_least=2))
-    (score,) = score_conversation(each, turns, "s-1", "math")
-    (longer,) = score_conversation(each, [*turns, turns[1]], "s-1", "math")
+    (score,) = run_conversation_scorer(each, turns, "s-1", "math").scores
+    (longer,) = run_conversation_scorer(each, [*turns, turns[1]], "s-1", "math").scores
 
     assert each.scores_conversations
     assert not each.is_judge
@@ -183,12 +278,13 @@ def test_score_ids():
     one = returning(None)
     ids = [
         score_id("tr-1", one, "check"),
+        score_id("tr-1", one, "check", nth=1),
         score_id("tr-2", one, "check"),
         score_id("tr-1", live(other), "check"),
         score_id("tr-1", LiveScorer(one.scorer, "v2", one.rule), "check"),
         score_id("tr-1", one, "tone"),
     ]
-    assert len(set(ids)) == 5
+    assert len(set(ids)) == 6
     assert all(len(each) <= 50 for each in ids)
     assert (
         score_id("tr-1", returning(None, share=0.1), "check") == ids[0] == "a-2a85c9d6c4d051ae30657625e768360482b396a5"
@@ -218,87 +314,6 @@ def test_agents_of_a_rule():
     assert returning(None, agents=["math"]).draws(b"key", "math", "tr-1")
     assert not returning(None, agents=["math"]).draws(b"key", "support", "tr-1")
     assert not returning(None, agents=[]).draws(b"key", "math", "tr-1")
-
-
-PLAIN = "from mlflow.genai.scorers import scorer\n\n@scorer\ndef {name}(trace):\n    return True\n"
-JUDGE = "from mlflow.genai.scorers import Safety, scorer\nsafety = Safety()\n"
-
-
-@pytest.fixture
-def loaded(tmp_path, monkeypatch):
-    """Write scorer files, and load them with some settings, anew each time."""
-    monkeypatch.delenv("GATEWAY_CONFIG", raising=False)
-    monkeypatch.chdir(tmp_path)  # away from the project's own gateway.toml
-    folder = tmp_path / "scorers"
-    folder.mkdir()
-
-    def load(files=None, **settings):
-        for name, text in (files or {}).items():
-            (folder / f"{name}.py").write_text(dedent(text))
-        for name in [name for name in sys.modules if name.startswith("scorer_plugins")]:
-            monkeypatch.delitem(sys.modules, name)
-        return {each.name: each for each in load_scorers(Settings(scorers_dir=folder, **settings))}
-
-    return load
-
-
-def test_load(loaded):
-    """Every scorer of every file runs live by default; a rule that says otherwise is followed."""
-    files = {"one": PLAIN.format(name="a") + PLAIN.format(name="b"), "two": PLAIN.format(name="c")}
-    found = loaded(files, scorers={"b": {"enabled": False}, "c": {"share": 0.5}})
-    assert set(found) == {"a", "c"}
-    assert found["a"].rule == ScorerRule()
-    assert found["c"].rule.share == 0.5
-    assert found["a"].version != found["c"].version
-
-
-def test_judges_need_a_model(loaded):
-    """Judges are left out without a judge model, whose name is part of every version."""
-    files = {"one": PLAIN.format(name="a"), "judges": JUDGE}
-    without, one, other = (loaded(files, judge_model=model) for model in (None, "openai:/one", "openai:/two"))
-    assert set(without) == {"a"}
-    assert set(one) == {"a", "safety"}
-    assert one["safety"].is_judge
-    assert not one["a"].is_judge
-    assert one["safety"].version != other["safety"].version
-
-
-def test_version_follows_the_helpers(loaded):
-    """A scorer's version follows its own file and the folder's helpers, not the other scorers."""
-    before = loaded({"one": PLAIN.format(name="a"), "_shared": "X = 1\n"})["a"].version
-    assert loaded({"two": PLAIN.format(name="b")})["a"].version == before
-    assert loaded({"_shared": "X = 2\n"})["a"].version != before
-
-
-def test_rule_for_an_unknown_scorer(loaded):
-    """A rule that names no scorer is refused by name: it is most likely misspelled."""
-    with pytest.raises(ConfigurationError, match=r"rules for aa, but .* it holds a\."):
-        loaded({"one": PLAIN.format(name="a")}, scorers={"aa": {}})
-
-
-def test_rule_for_a_judge_without_a_model(loaded):
-    """A rule for a judge may stay while no judge model is set."""
-    assert set(loaded({"judges": JUDGE}, scorers={"safety": {"share": 0.1}})) == set()
-
-
-def test_two_scorers_of_one_name(loaded):
-    """Two scorers of one name are refused, with the file."""
-    with pytest.raises(ConfigurationError, match=r"two\.py: another file has a scorer named a already"):
-        loaded({"one": PLAIN.format(name="a"), "two": PLAIN.format(name="a")})
-
-
-def test_scorer_that_another_file_imports(loaded):
-    """A scorer that a second file imports is still one scorer, with its own file's version."""
-    alone = loaded({"one": PLAIN.format(name="a")})["a"].version
-    found = loaded({"two": "from .one import a\n" + PLAIN.format(name="b")})
-    assert set(found) == {"a", "b"}
-    assert found["a"].version == alone
-
-
-def test_no_folder(tmp_path):
-    """A missing folder is named, with the ways out."""
-    with pytest.raises(ConfigurationError, match=r"no scorers folder .*GATEWAY_SCORERS_DIR"):
-        load_scorers(Settings(scorers_dir=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "a text that the rule below cannot compare"])

@@ -1,0 +1,78 @@
+"""What the commands share that look at what is stored: the database, MLflow, and where they print."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any, TypeVar
+
+import psycopg
+from rich.console import Console
+
+from gateway.errors import ConfigurationError
+from gateway.settings import Settings
+from gateway.storage.database import database_url, migrate
+from gateway.storage.embedded import EmbeddedPostgres, running_url
+
+T = TypeVar("T")
+
+
+def need_mlflow() -> None:
+    """Raise `ConfigurationError` if MLflow is not installed."""
+    try:
+        distribution("mlflow")  # `import mlflow` works without it: `mlflow-tracing` has a part of the same name
+    except PackageNotFoundError:
+        raise ConfigurationError(
+            "This command needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
+        ) from None
+
+
+def use_mlflow(settings: Settings) -> None:
+    """Let MLflow's clients in this process use the gateway's traces, and its judges their model.
+
+    Raises:
+        ConfigurationError: MLflow is not installed, or its database is that of an embedded Postgres that does not run.
+    """
+    need_mlflow()
+    from gateway.evaluation.store import configure_mlflow, tracking_uri  # noqa: PLC0415 - takes seconds to import
+
+    url = database_url(settings) if settings.runs_own_mlflow else ""
+    configure_mlflow(settings, tracking_uri(settings, url))
+
+
+def output() -> Console:
+    """Return where results are printed."""
+    return Console(width=None if sys.stdout.isatty() else 300)  # into a pipe, lines as long as they need be
+
+
+def in_database(settings: Settings, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+    """Return what ``work`` returns on a connection, which it shares with no other."""
+
+    async def connect(url: str) -> T:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            return await work(connection)
+
+    with database(settings) as url:
+        return asyncio.run(connect(url))
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """Have the database that is set or embedded, migrated; an embedded one that does not run, runs meanwhile."""
+    if settings.database_url is not None or running_url(settings.home):
+        url = database_url(settings)
+        migrate(url)
+        yield url
+        return
+    from gateway.supervisor import only_one  # noqa: PLC0415 - what serving needs
+
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with only_one(settings.home):
+        postgres = EmbeddedPostgres(settings.home)
+        try:
+            url = postgres.start()
+            migrate(url)
+            yield url
+        finally:
+            postgres.stop()

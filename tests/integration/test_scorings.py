@@ -1,0 +1,114 @@
+"""What judges are to say: seen by clients while it is pending, tried again, done once. Real Postgres, real MLflow."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.settings import Settings
+from gateway.storage.scorings import failures, retry
+from gateway.testing import HttpError, ScriptedOpenAI
+
+from .evaluating import evaluator, url_of
+from .runs import until
+
+JUDGES = """
+from mlflow.genai.judges import make_judge
+from mlflow.genai.scorers import scorer
+
+polite = make_judge(name="polite", instructions="Is {{ outputs }} polite?", feedback_value_type=bool)
+
+@scorer
+def short(outputs):
+    return len(str(outputs)) < 1000
+"""
+YES = json.dumps({"result": True, "rationale": "It is."})
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a judge, and a scorer in plain code."""
+    (tmp_path / "empty.toml").touch()
+    monkeypatch.setenv("GATEWAY_CONFIG", str(tmp_path / "empty.toml"))
+    for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "MLFLOW_GENAI_JUDGE_DEFAULT_MODEL"):
+        monkeypatch.setenv(name, "")  # restored afterwards: the evaluator sets them for its process
+    (tmp_path / "scorers").mkdir()
+    (tmp_path / "scorers" / "both.py").write_text(JUDGES)
+    return make_settings(
+        scorers_dir=tmp_path / "scorers",
+        scorers={"short": {"filter": {"status": "error"}}},
+        mlflow_experiment=f"test-{uuid.uuid4().hex[:8]}",
+        judge_model="openai:/judge-1",
+        judge_api_key="sk-judge",
+    )
+
+
+async def ask(client: Any, text: str = "12 + 30") -> str:
+    """Ask the agent and return the trace's id."""
+    return str((await client.post("/invocations", json={"agent": "math", "input": text})).json()["trace_id"])
+
+
+async def scores(client: Any, trace_id: str, wait: float = 0.0) -> dict[str, dict[str, Any]]:
+    """Return what the API says, by scorer."""
+    answer = await client.get(f"/v1/traces/{trace_id}/scores", params={"wait": wait})
+    assert answer.status_code == 200, answer.text
+    return {score["scorer"]: score for score in answer.json()["scores"] if not score.get("superseded")}
+
+
+async def test_a_client_sees_what_is_pending_and_gets_the_score_it_waits_for(serve, settings, mlflow_uri, rows) -> None:
+    """A judge is pending until it has answered; a client that waits is answered then; a filter's skip says why."""
+    with ScriptedOpenAI(lambda _body: YES) as judge:
+        settings = settings.model_copy(update={"judge_base_url": judge.url})
+        async with serve(settings) as client, evaluator(settings, mlflow_uri, alive=True) as parts:
+            trace_id = await ask(client)
+            await until(lambda: rows("SELECT 1 FROM outbox"))
+            await parts.intake.drain()
+            before = await scores(client, trace_id)
+            waiting = asyncio.create_task(scores(client, trace_id, wait=20))
+            await parts.worker.work_off()
+            after = await waiting
+    assert {name: (score["state"], score.get("reason")) for name, score in before.items()} == {
+        "polite": ("pending", None),
+        "short": ("skipped", "status"),
+    }
+    assert (after["polite"]["state"], after["polite"]["value"], after["polite"]["rationale"]) == (
+        "scored",
+        True,
+        "It is.",
+    )
+    assert rows("SELECT state, scored_by FROM runs") == [("scored", 1)]
+
+
+async def test_what_failed_for_good_is_tried_again_by_hand_and_ends_as_one_verdict(
+    serve, settings, mlflow_uri, rows
+) -> None:
+    """A refused judge call is a visible failure; tried again, its verdict takes the failure's place, here and there."""
+    answers: list[Any] = [HttpError(400, "no such model"), YES]
+    with ScriptedOpenAI(lambda _body: answers[0]) as judge:
+        settings = settings.model_copy(update={"judge_base_url": judge.url})
+        async with serve(settings) as client, evaluator(settings, mlflow_uri, alive=True) as parts:
+            trace_id = await ask(client)
+            await until(lambda: rows("SELECT 1 FROM outbox"))
+            await parts.intake.drain()
+            await parts.worker.work_off()
+            failed = await scores(client, trace_id)
+            assert rows("SELECT state, reason FROM runs") == [("failed", "every scorer failed")]
+            async with await psycopg.AsyncConnection.connect(url_of(settings)) as connection:
+                [failure] = await failures(connection, "polite", None, 10)
+                assert await retry(connection, "polite", None) == 1
+            answers.pop(0)
+            await parts.worker.work_off()
+            again = await scores(client, trace_id)
+            [trace] = parts.store.read_traces([trace_id])
+    assert failed["polite"]["state"] == "failed"
+    assert (failure.subject, failure.attempts) == (trace_id, 1)
+    assert "no such model" in (failure.reason or "")
+    assert again["polite"]["value"] is True
+    valid = [each for each in trace.info.assessments if each.valid is not False]
+    assert [(each.name, each.feedback.value) for each in valid] == [("polite", True)]
+    assert rows("SELECT state FROM scorings") == [("scored",)]
