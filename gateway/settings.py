@@ -26,7 +26,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from gateway.dataset_rules import DatasetRule
+from gateway.dataset_rules import DatasetRules
 from gateway.errors import ConfigurationError
 from gateway.rules import AgentRule, JudgeModelRule, ScorerRule, TailRule
 from gateway.toml_lines import told_where
@@ -214,7 +214,7 @@ class Settings(BaseSettings):
     """Tokens that all judges together may use in a day (UTC). ``None``: no limit."""
     scorer_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that a scorer in plain code may take on one trace or conversation; the others take milliseconds."""
-    datasets: dict[str, DatasetRule] = Field(default_factory=dict)
+    datasets: DatasetRules = Field(default_factory=dict)
     """Rules by name of what goes into which MLflow dataset. May change while running."""
     scorers: dict[str, ScorerRule] = Field(default_factory=dict)
     """Rules by scorer name. A scorer that is not named runs with the defaults of `ScorerRule`. May change while

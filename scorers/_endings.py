@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mlflow.entities import SpanType, Trace
 
 from ._trace import assistant_text, earlier_messages, leaves, spans_of, text_leaves, tool_calls, user_texts
-from ._words import name_words, stem
+from ._words import name_words
 
 _CUT_REASONS = ("length", "max_tokens", "max_output_tokens", "model_length", "incomplete")
 _CANNOT_END = """
@@ -51,15 +51,29 @@ def _cut_text(answer: str) -> str | None:
     if end.endswith((",", ":", ";", "(", "[", "/", "&", "$", "\u20ac", "\u00a3", " -", " \u2013", "=", "+")):
         return "The last mark ends nothing"
     last = re.search(r"(?:^|[\s(\"'])([^\W\d_]+(?:['\u2019][a-z]+)?)$", end)
-    is_sentence = bool(last) and len(end.split()) > 3
-    if (
-        last
-        and is_sentence
-        and last[1].replace("\u2019", "'").lower() in _NO_END
-        and (last[1].islower() or last[1] == "I")
-    ):
+    if not last or len(end.split()) < 4 or _is_stranded(end, last[1].lower()):
+        return None
+    word = last[1].replace("\u2019", "'")
+    if word.lower() in _NO_END and (word.islower() or word == "I"):
         return "The last word ends nothing"
     return None
+
+
+_STRANDED = frozenset(("in", "on", "to", "for", "with", "from", "at", "by", "about", "of"))
+_ELLIPSIS = frozenset(("have", "has", "had", "is", "are", "was", "were", "will", "would", "could", "should", "must"))
+
+
+def _is_stranded(text: str, last: str) -> bool:
+    """Return whether the last word can stand there: "what it is for", "all I have", "yes I will"."""
+    sentence = re.split(r"[.!?]\s", text)[-1].lower()
+    if last in _STRANDED:
+        return bool(re.search(r"\b(?:what|which|who|whom|where|how|when)\b", sentence))
+    before = re.search(r"(\w+) \w+$", sentence)
+    return (
+        last in _ELLIPSIS
+        and bool(before)
+        and before[1] in ("i", "you", "we", "they", "it", "he", "she", "there", "that")
+    )
 
 
 def _cut_list(answer: str) -> str | None:
@@ -78,21 +92,31 @@ def _cut_word(trace: Trace, answer: str) -> str | None:
     word = last[0].lower()
     known = set(re.findall(r"[\w][\w.,-]*", " ".join(_texts(trace)).lower() + " " + answer[: last.start()].lower()))
     known |= {each.rstrip(".,-") for each in known}
-    is_number = word[0].isdigit()
-    if word in known or (not is_number and len(word) < 3):
+    if word in known:
         return None
-    # "order" beside "orders" is a word of its own; none ends in "v".
-    if not word.endswith("v") and stem(word) in {stem(each) for each in known}:
-        return None
-    longer = next((each for each in sorted(known) if each.startswith(word) and each != word), None)
-    if longer and (not is_number or _is_cut_number(word, longer)):
-        return f"The last word is the beginning of {longer!r}"
-    return None
+    if word[0].isdigit():
+        # A bare number may be one of many things; a price or a number that ends in its point is cut.
+        is_price = answer[: last.start()].endswith(("$", "\u20ac", "\u00a3")) or word.endswith((".", ","))
+        longer = next((each for each in sorted(known) if each.startswith(word) and each != word), None)
+        is_cut = is_price and longer is not None and _is_cut_number(word, longer)
+    else:
+        rests = {each: each.removeprefix(word) for each in sorted(known) if len(word) > 4 and each.startswith(word)}
+        longer = next((each for each, rest in rests.items() if word.endswith("v") or not _SUFFIX.fullmatch(rest)), None)
+        is_cut = longer is not None
+    return f"The last word is the beginning of {longer!r}" if is_cut else None
+
+
+# "order" beside "orders" and "refund" beside "refundable" are words of their own; none ends in "v".
+_SUFFIX = re.compile(
+    r"'?s|e[sdr]?|ers?|rs?|d|n|t|y|ed|ings?|ments?|ly|ness|able|ies|al|ally|[ai]?tions?|ions?|ity|ors?|ists?|ful"
+    r"|less|ure"
+    r"|[ae]n[ct]e?s?|ive|age|ee|ship|[-.,_].*"
+)
 
 
 def _is_cut_number(word: str, longer: str) -> bool:
     try:
-        return float(word.rstrip(".")) != float(longer)
+        return float(word.rstrip(".,")) != float(longer)
     except ValueError:
         return True
 

@@ -31,6 +31,10 @@ _RELATIVE = re.compile(
 )
 _MOST_FOR_TWO_STEPS = 4
 """Numbers known, up to which a sum of two operations is tried: of more, too much follows."""
+_MOST_FOR_TWO_EXACT = 7
+"""The same for numbers with decimals, which are seldom met by chance."""
+_CONSTANTS = frozenset({60.0, 100.0, 365.0, 1000.0})
+"""What minutes, per cents, days and metres are counted in."""
 
 
 @dataclass
@@ -193,6 +197,8 @@ def _is_known_number(readings: list[Amount], grounds: Grounds) -> bool:
         return True
     for reading in readings:
         value = reading.value
+        if value in _CONSTANTS:
+            return True
         if value.is_integer() and (value <= grounds.most_counted or _is_part(int(value), grounds)):
             return True
     if any(follows(reading, column) for reading in readings for column in grounds.columns.values()):
@@ -202,7 +208,8 @@ def _is_known_number(readings: list[Amount], grounds: Grounds) -> bool:
     if any(reading.value in between or reading.value * 7 in between for reading in readings):
         return True
     near = grounds.numbers
-    steps = 2 if len(set(near)) <= _MOST_FOR_TWO_STEPS else 1
+    exact = min((reading.step for reading in readings), default=1.0) < 1
+    steps = 2 if len(set(near)) <= (_MOST_FOR_TWO_EXACT if exact else _MOST_FOR_TWO_STEPS) else 1
     # The latest of the earlier turns are likeliest to go on with.
     return any(
         follows(reading, near, steps=steps) or follows(reading, [*grounds.numbers[-8:], *grounds.earlier[::-1]])

@@ -66,13 +66,20 @@ def _could_do(name: str, tool: dict[str, Any], asked: str, declining: str) -> bo
         return len(re.findall(r"\d+", asked)) > 1
     verb, *objects = [stem(part) for part in name_parts(name)] or [""]
     spoken, wanted = words(declining), words(asked)
-    is_about = bool(set(objects) & (spoken | wanted))
     is_general = _DEFLECTS.search(declining) is not None or not spoken - _GENERAL
-    said = wanted if is_general else spoken
     if verb in _READING:
-        return (is_about and bool(said & _READING)) or (is_general and verb in said)
-    has_verb = any(fulfils(verb, each, by_name=True) for each in said)
-    return has_verb and (is_about or is_general or bool(re.search(r"\d", asked)))
+        has_verb, said_verb = bool((spoken | wanted) & _READING), bool(spoken & _READING)
+    else:
+        has_verb, said_verb = (
+            any(fulfils(verb, each, by_name=True) for each in said) for said in (spoken | wanted, spoken)
+        )
+    if is_general:
+        return has_verb and (verb not in _READING or bool(set(objects) & wanted) or verb in wanted)
+    # What is declined has to name the deed or its object, not only what was said before.
+    is_about, said_about = bool(set(objects) & (spoken | wanted)), bool(set(objects) & spoken)
+    if verb in _READING:
+        return has_verb and is_about and (said_verb or said_about)
+    return has_verb and (said_verb or said_about) and (is_about or bool(re.search(r"\d", asked)))
 
 
 _DEFLECTS = re.compile(r"\bplease (?:contact|call|use|ask|get|reach|turn)\b")

@@ -50,19 +50,26 @@ _DECLINES = re.compile(
     r"|\b(?:not|isn't) (?:possible|something|anything) (?:for me|that i|i|we)\b|\bnot within my\b|\bout of my\b"
     r"|\b(?:beyond|outside)(?: of)? (?:my|what i|the scope)\b"
     r"|\btoo (?:many|much|complex|complicated|long|difficult|hard)\b[^.]* for me\b"
+    r"|\b(?:i'd|i would) rather not\b|\bi(?:'m| am) not in a position to\b|\b(?:that|this) (?:isn't|is not) (?:my"
+    r"|what i)\b"
+    r"|\bnot something (?:i|we) (?:can|do|offer|handle|could)\b|\bi (?:must|have to) (?:decline|refuse)\b"
+    r"|\b(?:i|we) (?:no longer|don't|do not|never) (?:do|handle|deal|share|disclose|give out|show|process|book|take)\b"
+    r"|\b(?:that|this) information is (?:confidential|private)\b"
     r"|\bunable to (?:help|assist|process|do|complete|perform|comply|fulfil)|\b(?:can't|cannot) (?:help|assist"
     r"|comply)\b"
     r"|\bplease (?:contact|call|use an?|ask|get in touch with|reach out to|turn to)(?: (?:our|your|the|another"
     r"|customer))?"
     r" (?:\w+ )?(?:support|service|team|provider|professional|expert|calculator|agent|staff)\b"
 )
-# What was looked for and is not there, what is not known yet, and what waits for something: none of them declines.
+# What was looked for and is not there, what is not known, and what waits for something: none of them declines.
 _NO_DECLINE = re.compile(
-    r"(?:\w+ ){0,2}(?:find|found|locate|see|recommend|guarantee|promise|say|tell|be (?:happier|more)|wait|thank|stress"
-    r"|believe|imagine|agree more|help but|complain|reach|make (?:it )?out|figure out what|know|get to see)\b"
+    r"(?:\w+ ){0,2}(?:find|found|locate|recommend|guarantee|promise|(?:say|tell|know|see) (?:for (?:sure|certain)"
+    r"|which|what"
+    r"|whether|if|why|when|any|a|an|that|it)|be (?:happier|more)|wait|thank|stress|believe|imagine|agree more|help but"
+    r"|complain|make (?:it )?out|figure out what|get to see|go wrong)\b"
 )
 _WAITS = re.compile(
-    r"\b(?:until|without|unless|before|as long as|yet|only)\b|\bif you (?:don't|do not)\b|\bwould you like\b"
+    r"\b(?:until|without|unless|before|as long as|yet)\b|, only\b|\bif you (?:don't|do not)\b|\bwould you like\b"
 )
 
 
@@ -121,14 +128,16 @@ def is_small_talk(text: str) -> bool:
 
 
 _WANTS = re.compile(
-    r"\d|\b(?:what|whats|how|when|where|which|who|why|whose|can(?!')|could|will|would|is|are|do|does|did|pls"
-    r"|please|need"
-    r"|want|wanna|give|tell|show|find|check|list|send|get|book|cancel|change|order|track|refund|return|help|make"
-    r"|add|add"
-    r"|search|write|explain|compare|calculate|convert|update|remove|move|i'd like|and)\b"
+    r"\d|\b(?:whats?|how|when|where|which|who|why|whose|(?:can|could|will|would) (?:you|i|we)|pls|please|need"
+    r"|want|wanna"
+    r"|tell me|show me|give me|i'd like|looking for)\b"
+    r"|^(?:(?:ok|okay|and|then|so|now|well|yes|no|just)[, ]+)*(?:is|are|do|does|did|can|could|give|tell|show|find"
+    r"|check|list"
+    r"|send|get|book|cancel|change|order|track|refund|return|help|make|add|search|write|explain|compare|calculate"
+    r"|convert"
+    r"|update|remove|move|try|open|close|call|pay|look|set|put|stop|start)\b"
 )
-
-
+_THANKS = re.compile(r"\b(?:thanks?|thank you|thx|cheers)\b")
 _GREETS = re.compile(
     r"(?:(?:hi|hello|hey|good \w+)[ ,!.]*)*(?:how are you(?: doing)?|you there|anyone there|what'?s up)?[ ?!.]*"
 )
@@ -136,9 +145,10 @@ _GREETS = re.compile(
 
 def wants_something(text: str) -> bool:
     """Return whether a message of the user asks or wants something."""
+    low = plain(text).strip()
     if "?" in text:
-        return not _GREETS.fullmatch(plain(text).strip())
-    return not is_small_talk(text) and bool(_WANTS.search(plain(text)))
+        return not _GREETS.fullmatch(low)
+    return not is_small_talk(text) and not _THANKS.search(low) and bool(_WANTS.search(low))
 
 
 # --- filler ---

@@ -80,26 +80,44 @@ def no_information_asked_twice(session: list[Trace]) -> Feedback | None:
 # --- signs of frustration ---
 
 _ANGRY = re.compile(
-    r"\b(?:useless|ridiculous|unacceptable|pathetic|outrageous|absurd|incompetent|disgrace(?:ful)?|thie(?:f|ves)|scam"
-    r"|garbage|rubbish|stupid|idiots?|moron|crap|wtf|ffs|omg|for (?:god|heaven|christ|fuck)'?s sake|damn"
-    r"|worst|never again|fed up|sick (?:and tired )?of|had enough|giv(?:e|ing) up|lost? (?:my )?patience|a joke"
-    r"|joking|kidding|waste of (?:my )?time|wasting my time|are you serious|seriously\?|hopeless|terrible|horrible"
-    r"|awful|disappoint(?:ed|ing)|frustrat(?:ed|ing)|annoy(?:ed|ing)|angry|furious|upset|shame on|complain(?:t)?)\b"
-    r"|[\U0001F620\U0001F621\U0001F624\U0001F92C\U0001F644]"
+    r"\b(?:useless|ridiculous|unacceptable|not acceptable|pathetic|outrageous|absurd|incompetent|disgrace(?:ful)?"
+    r"|nonsense|thie(?:f|ves)|scam|garbage|rubbish|idiots?|moron|crap|wtf|ffs|for (?:god|heaven|christ"
+    r"|fuck)'?s sake|damn"
+    r"|never again|fed up|(?:sick|tired) of|had enough|(?:i )?giv(?:e|ing) up|los(?:t|ing|e) (?:my )?patience"
+    r"|(?:this is|is this) a joke|(?:are you|you're|must be|got to be) (?:joking|kidding)|wast(?:e"
+    r"|ing) (?:of )?(?:my )?time"
+    r"|(?:are you|can't be) serious|hopeless|frustrat(?:ed|ing)|annoy(?:ed|ing)|furious|shame on|(?:formal "
+    r"|a )complaint"
+    r"|(?:want|like|going) to complain|what's the point|forget it|how hard (?:can|is)|is it (?:so|that) (?:hard"
+    r"|difficult)"
+    r"|not good enough|(?:bad|poor|awful|terrible|worst|horrible|lousy) (?:service|support|experience"
+    r"|customer service|bot"
+    r"|assistant|answer)s?|(?:you|this|that|it)(?:'re| are|'s| is| was) (?:\w+ ){0,3}(?:terrible|awful|horrible|stupid"
+    r"|dumb|a mess|the worst|no (?:help|use)|not helpful|not helping)|i(?:'m| am) (?:\w+ )?(?:angry|upset"
+    r"|disappointed|mad)"
+    r"|(?:very|really|so) (?:disappoint(?:ed|ing)|upset|angry))\b|[\U0001F620\U0001F621\U0001F624\U0001F92C\U0001F644]"
 )
 _OVER_AGAIN = re.compile(
-    r"\b(?:i (?:just |already |have |have already |'ve already )?(?:told|said|gave|wrote|asked|sent|explained|answered)"
-    r"(?: you| it| that| this| for)?|like i (?:said|wrote)|as (?:i )?(?:said|written|wrote|stated|mentioned)"
-    r"|how (?:many times|often)|for the (?:second|third|fourth|fifth|last|\w+th) time|(?:three|four|five|many"
-    r"|several|\d)"
-    r" times|see above|(?:are|is|was|it's|were) (?:both |all )?(?:in|up) (?:my|the) (?:first|last)? ?(?:message"
-    r"|riddle|question|above)"
-    r"|you (?:keep|always|never|still)|you're not (?:listening|reading|helping|answering|understanding)"
-    r"|you (?:did not|didn't|don't|do not|aren't|are not|can't) (?:\w+ )?"
-    r"(?:listen|read|answer|understand|help)\w*|again and again|over and over"
-    r"|nobody|no one|you people|(?:speak|talk) to (?:a |an |your )?(?:human|person|manager|supervisor|real)"
-    r"|why (?:can't|won't|don't|didn't) you|not helpful|doesn't help|no help|you are customer|sort it out"
-    r"|what are you (?:doing|for))\b"
+    r"\b(?:(?:i|we)(?:'ve| have)? (?:just|already) (?:told|said|gave|given|wrote|written|asked|sent|explained|answered"
+    r"|did|done)|i (?:told|asked) you|but i (?:said|asked|wrote)|i (?:said|wrote) (?:it|that|this|so|above|before|already)|i (?:said|wrote"
+    r"|asked)\s*"
+    r"(?=[.,!]|$)|(?:like|as) i (?:said|wrote|told|mentioned)|as (?:said|written|mentioned|stated)|it (?:says"
+    r"|said) so above"
+    r"|how (?:many times|often do i)|for the (?:second|third|fourth|fifth|last|\w+th) time|(?:asked|told|tried"
+    r"|said|wrote)"
+    r" (?:\w+ ){0,4}(?:three|four|five|several|many|\d) times|see above|scroll up|read (?:my|what i|above|again)"
+    r"|(?:are|is|was|it's|were) (?:both |all )?in (?:my|the) (?:first|last|previous|above)|it's (?:all )?in the \w+$"
+    r"|you (?:keep|always|never|still don't|just asked|already asked|asked (?:me )?(?:that|this))"
+    r"|you(?:'re| are) not (?:listening|reading|helping|answering|understanding)|you (?:did not|didn't|don't"
+    r"|do not|can't)"
+    r" (?:\w+ )?(?:listen|read|answer|understand|help)\w*|again and again|over and over|same (?:answer|question|thing)"
+    r" (?:again|every)|you people|(?:speak|talk) (?:to|with) (?:a |an |your )?(?:human|real|manager|supervisor)"
+    r"|why (?:can't|won't|don't|didn't|do i have to|do you (?:keep|ask))|doesn't help|you are customer|sort it out"
+    r"|just (?:tell|answer|give) me|is (?:anyone|anybody|somebody) (?:there|here|even)"
+    r"|nobody (?:called|answers?|came|replied|helps?|wrote|is answering)|(?:i'm|i am"
+    r"|been) (?:still )?waiting (?:since|for"
+    r" (?:hours|days|weeks|an hour|ages))|stop (?:asking|repeating|sending)|what are you (?:doing|for)"
+    r"|that's not (?:what i|an answer|helpful)|not what i (?:asked|wanted|said)|answer (?:me|my))\b"
 )
 _JOY = re.compile(
     r"\b(?:thank(?:s| you| god)?|thx|great|amazing|awesome|wow|love(?:ly)?|perfect|brilliant|genius|haha+|lol"
@@ -107,7 +125,10 @@ _JOY = re.compile(
     r"|nice|happy|congrat\w*|cool|correct|wonderful|excellent)\b|[:;]-?[)D]"
 )
 # Tired or let down, but perhaps not by the service.
-_WEARY = re.compile(r"\b(?:ugh+|argh+|still (?:no|not|nothing|waiting|haven't|doesn't)|come on|unbelievable)\b")
+_WEARY = re.compile(
+    r"\b(?:ugh+|argh+|sigh|omg|still (?:no|not|nothing|waiting|haven't|doesn't|wrong)|come on|unbelievable|seriously"
+    r"|whatever|i asked (?:about|for|if|how|what|when|where)|stupid|terrible|awful|wrong again|but i)\b"
+)
 _ABBREVIATIONS = frozenset(
     {"OK", "USD", "EUR", "GBP", "CHF", "AM", "PM", "TV", "ID", "PDF", "CEO", "UK", "EU", "US", "USA"}
 )

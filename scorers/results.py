@@ -151,6 +151,11 @@ def _other_value(trace: Trace, facts: list[Fact], answer: str) -> str | None:
         about = [fact for fact in short if fact.thing in named] if len(named) == 1 else []
         context = words(sentence)
         for fitting in (
+            [
+                fact
+                for fact in short
+                if _left_out(each, fact, stated, asked) and _is_near(each.written, str(fact.value))
+            ],
             [fact for fact in about if _left_out(each, fact, stated, asked)],
             [fact for fact in short if name_words(fact.key) & context and _left_out(each, fact, stated, asked)],
             [fact for fact in last if len(last) == 1 and _left_out(each, fact, stated, asked)],
@@ -159,6 +164,15 @@ def _other_value(trace: Trace, facts: list[Fact], answer: str) -> str | None:
                 fact = fitting[0]
                 return f"The answer states the {each.kind} {each.written}; {fact.tool} returned {fact.name}."
     return None
+
+
+def _is_near(written: str, returned: str) -> bool:
+    """Return whether two values look like one of which some digits were changed or swapped."""
+    one, other = (re.sub(r"\.0+$|\D", "", text) for text in (written, returned))
+    if min(len(one), len(other)) < 3 or len(one) != len(other):
+        return False
+    same = sum(first == second for first, second in zip(one, other, strict=True))
+    return sorted(one) == sorted(other) or (one[0] == other[0] and same >= len(one) - 1)
 
 
 def _names_it(value: Any, sentence: str) -> bool:

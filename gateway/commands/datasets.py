@@ -120,7 +120,7 @@ def import_(name: str, file: Path, *, source: Literal["document", "code", "human
     """
     from gateway.dataset_rules import DATASET_NAME  # noqa: PLC0415 - see above
     from gateway.evaluation.datasets.files import imported  # noqa: PLC0415 - see above
-    from gateway.evaluation.offline.rows import _of_file as read_file  # noqa: PLC0415 - see above
+    from gateway.evaluation.offline.rows import read_file  # noqa: PLC0415 - see above
 
     if not DATASET_NAME.fullmatch(name):
         raise ConfigurationError(
@@ -207,7 +207,7 @@ async def _work(settings: Settings, url: str, work: Callable[["DatasetDesk", Red
         problem = f"MLflow cannot be used: {error.message.splitlines()[0]}"
         raise unsupported(error) or ConfigurationError(problem) from None
     async with open_pool(url, max_size=_POOL_SIZE, name="datasets") as pool:
-        return await work(DatasetDesk(pool, store, redactor, lambda: getattr(settings, "datasets", {})), redactor)
+        return await work(DatasetDesk(pool, store, redactor, lambda: settings.datasets), redactor)
 
 
 def _cells(record: "DatasetRecord") -> Iterator[str]:

@@ -84,6 +84,7 @@ class Evaluator:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._beat(presence, evaluator_id), name="heartbeat")
                 group.create_task(self._look_around(), name="look-around")
+                group.create_task(self._feed_datasets(), name="datasets")
                 group.create_task(self._catalog.watch(), name="catalog")
                 group.create_task(budget.run(), name="budget")
                 group.create_task(self._parts.worker.run(), name="scorings")
@@ -143,7 +144,6 @@ class Evaluator:
             self._parts.projection.project,
             self._parts.conversations.enqueue_due,
             self._parts.erasure.enqueue_open,
-            self._parts.datasets.merge_waiting,
         )
         seldom = (self._retry_stalled, self._parts.intake.resume_pending)
         looked_after_dead = 0.0
@@ -152,6 +152,12 @@ class Evaluator:
                 looked_after_dead = time.monotonic()
                 await self._look_for(*seldom)
             await self._look_for(*often)
+            await asyncio.sleep(_LOOK_S)
+
+    async def _feed_datasets(self) -> None:
+        """Feed the datasets beside everything else: a merge, or a look at what people said, may take seconds."""
+        while True:
+            await self._look_for(self._parts.datasets.merge_waiting)
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for(self, *steps: Callable[[], Awaitable[object]]) -> None:

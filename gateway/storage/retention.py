@@ -112,6 +112,7 @@ _STATEMENTS = (
     _delete("paused_runs", "created_at < now() - %(keep)s"),
     _delete("sampled_sessions", f"last_run_at < now() - %(keep)s AND {_SETTLED}"),
     _delete("scorings", "state <> 'pending' AND updated_at < now() - %(keep)s"),
+    _delete("dataset_rows", "skipped IS NOT NULL AND merged_at < now() - interval '30 days'"),
     _delete("judge_spending", "hour < now() - interval '90 days'"),
     _delete("idempotency_keys", "expires_at < now()"),
     _delete("erased_sessions", f"erased_at < now() - interval '{ERASED_KEPT_DAYS} days'"),

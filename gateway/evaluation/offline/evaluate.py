@@ -27,6 +27,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GENAI_EVALUATE_DATASET_IDENTITY
 from gateway import __version__
 from gateway.errors import ConfigurationError, RunFailed
 from gateway.evaluation.applicability import root_of
+from gateway.evaluation.datasets.replay import REPLAY_TAG
 from gateway.evaluation.offline.cases import (
     SCORE_THRESHOLD,
     Case,
@@ -47,7 +48,6 @@ from gateway.evaluation.scoring import conversation_task, passed
 from gateway.settings import Settings
 
 _CASE_TAG = "gateway.case"
-_REPLAY_TAG = "gateway.replay"
 _WORKERS = "MLFLOW_GENAI_EVAL_MAX_WORKERS"
 _TIMEOUT = "MLFLOW_GENAI_EVAL_ASYNC_TIMEOUT"
 _DEFAULTS = {
@@ -241,7 +241,7 @@ class Evaluation:
                 {
                     "inputs": each.inputs,
                     "expectations": each.expectations,
-                    "tags": {_CASE_TAG: str(each.number), _REPLAY_TAG: each.replay},
+                    "tags": {_CASE_TAG: str(each.number), REPLAY_TAG: each.replay},
                 }
                 for each in self._planned
             ]

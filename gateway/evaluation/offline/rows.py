@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
 from gateway.errors import ConfigurationError
+from gateway.evaluation.datasets.replay import REPLAY_TAG
 
 ReplayKind = Literal["live", "recorded_tools", "recorded_answer"]
 """How a row is answered: by the agent with its tools, by the agent with recorded results, or by the answer of then."""
 
-REPLAY_TAG = "gateway.replay"
 FILE_SUFFIXES = (".csv", ".jsonl")
 
 _REPLAYS: tuple[str, ...] = get_args(ReplayKind)
@@ -79,7 +79,7 @@ def read_dataset(name: str, agent: str) -> Dataset:
         ConfigurationError: there is no such dataset or file, something in it is malformed, or nothing is for the agent.
     """
     path = Path(name)
-    whole = _of_file(path) if path.suffix.lower() in FILE_SUFFIXES or path.is_file() else _of_mlflow(name)
+    whole = read_file(path) if path.suffix.lower() in FILE_SUFFIXES or path.is_file() else _of_mlflow(name)
     rows = [row for row in whole.rows if row.agent in {None, agent}]
     if not whole.rows:
         raise ConfigurationError(f"The dataset {name} is empty.")
@@ -90,7 +90,8 @@ def read_dataset(name: str, agent: str) -> Dataset:
     return Dataset(whole.name, whole.version, whole.source_type, whole.source, rows, passed_over)
 
 
-def _of_file(path: Path) -> Dataset:
+def read_file(path: Path) -> Dataset:
+    """Return the rows of a CSV or JSONL file; raise `ConfigurationError` with file and line."""
     readers: dict[str, Callable[[Path, str], Iterator[Row]]] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
