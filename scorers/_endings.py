@@ -100,7 +100,7 @@ def _cut_word(trace: Trace, answer: str) -> str | None:
         longer = next((each for each in sorted(known) if each.startswith(word) and each != word), None)
         is_cut = is_price and longer is not None and _is_cut_number(word, longer)
     else:
-        rests = {each: each.removeprefix(word) for each in sorted(known) if len(word) > 4 and each.startswith(word)}
+        rests = {each: each.removeprefix(word) for each in sorted(known) if len(word) > 2 and each.startswith(word)}
         longer = next((each for each, rest in rests.items() if word.endswith("v") or not _SUFFIX.fullmatch(rest)), None)
         is_cut = longer is not None
     return f"The last word is the beginning of {longer!r}" if is_cut else None

@@ -18,6 +18,8 @@ def no_refusal(trace: Trace) -> Feedback | None:
 
     Cannot see: a refusal without such words ("You could ask your bank."), in another language, or behind an excuse
     that only sounds like a rule.
+
+    Of labelled turns that no rule was written by, 11 with the fault and 373 without: 8 missed, 6 false alarms.
     """
     answer = assistant_text(trace)
     if not answer or not answer.strip():
@@ -40,6 +42,8 @@ def no_empty_answer(trace: Trace) -> Feedback | None:
     applicable to a run that is paused or shows no output.
 
     Cannot see: talk that is beside the point, and filler in other words than the usual ones.
+
+    Of labelled turns that no rule was written by, 15 with the fault and 369 without: 5 missed, 9 false alarms.
     """
     answer = assistant_text(trace)
     root = root_of(trace)
@@ -61,6 +65,8 @@ def no_truncated_answer(trace: Trace) -> Feedback | None:
     have one.
 
     Cannot see: an answer that was cut between two sentences, or after a word that could have been the last.
+
+    Of labelled turns that no rule was written by, 12 with the fault and 372 without: 5 missed, 4 false alarms.
     """
     answer = assistant_text(trace)
     if not answer or not answer.strip():

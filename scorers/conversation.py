@@ -26,6 +26,8 @@ def no_repeated_question(session: list[Trace]) -> Feedback | None:
 
     Cannot see: a repetition in quite different words, or one that leaves out the number named the first time; a good
     answer from no tool, after which the user asks again for fun.
+
+    Of labelled conversations that no rule was written by, 12 with the fault and 161 without: 6 missed, 1 false alarm.
     """
     turns = [trace for trace in in_order(session) if user_texts(trace)]
     if len(turns) < 2:
@@ -46,6 +48,8 @@ def no_rephrased_question(session: list[Trace]) -> Feedback | None:
 
     Cannot see: a question put in entirely other words, or an answer that is to the point but wrong. A repetition in
     the same words is another scorer's matter, as is a user who corrects a mistake of their own.
+
+    Of labelled conversations that no rule was written by, 11 with the fault and 162 without: 8 missed, 6 false alarms.
     """
     turns = [trace for trace in in_order(session) if user_texts(trace)]
     if len(turns) < 2:
@@ -69,6 +73,8 @@ def no_information_asked_twice(session: list[Trace]) -> Feedback | None:
 
     Cannot see: requests in other words ("who am I talking to?"), or whether an answer fits a request that asked for
     several things at once, unless its form tells (a number, a date).
+
+    Of labelled conversations that no rule was written by, 9 with the fault and 164 without: 6 missed, 1 false alarm.
     """
     again, has_asked = asked_again(in_order(session))
     if again:
@@ -99,7 +105,8 @@ _ANGRY = re.compile(
 )
 _OVER_AGAIN = re.compile(
     r"\b(?:(?:i|we)(?:'ve| have)? (?:just|already) (?:told|said|gave|given|wrote|written|asked|sent|explained|answered"
-    r"|did|done)|i (?:told|asked) you|but i (?:said|asked|wrote)|i (?:said|wrote) (?:it|that|this|so|above|before|already)|i (?:said|wrote"
+    r"|did|done)|i (?:told|asked) you|but i (?:said|asked|wrote)|i (?:said|wrote) (?:it|that|this|so|above|before"
+    r"|already)|i (?:said|wrote"
     r"|asked)\s*"
     r"(?=[.,!]|$)|(?:like|as) i (?:said|wrote|told|mentioned)|as (?:said|written|mentioned|stated)|it (?:says"
     r"|said) so above"
@@ -144,6 +151,8 @@ def no_frustration(session: list[Trace]) -> Feedback | None:
 
     Cannot see: irony, resignation without such words, anger in other languages. Anger at something else ("my landlord")
     is told apart only where the message sounds glad as well.
+
+    Of labelled conversations that no rule was written by, 24 with the fault and 149 without: 15 missed, 6 false alarms.
     """
     turns = [trace for trace in in_order(session) if user_texts(trace)]
     if not turns:

@@ -37,6 +37,8 @@ def no_broken_promise(session: list[Trace]) -> Feedback | None:
 
     Cannot see: a promise in other words, one that is kept only in part, and whether the call did what was promised
     with the right arguments.
+
+    Of labelled conversations that no rule was written by, 12 with the fault and 161 without: 3 missed, 2 false alarms.
     """
     broken, has_claimed = _broken(in_order(session))
     if broken:
@@ -94,6 +96,8 @@ def errors_resolved(session: list[Trace]) -> Feedback | None:
 
     Cannot see: whether the later call was for the same purpose, whether the advice is any good, a failure that the tool
     reported as an ordinary result.
+
+    Of labelled conversations that no rule was written by, 12 with the fault and 161 without: 1 missed, 1 false alarm.
     """
     turns = in_order(session)
     again, _ = asked_again(turns)
@@ -146,6 +150,8 @@ def makes_progress(session: list[Trace]) -> Feedback | None:
     counts for neither; what the tools answer begins the count anew.
 
     Cannot see: answers that are to the point but wrong, or that help with something else than what was asked.
+
+    Of labelled conversations that no rule was written by, 26 with the fault and 147 without: 12 missed, 9 false alarms.
     """
     turns = [trace for trace in in_order(session) if user_texts(trace)]
     if len(turns) < 2:

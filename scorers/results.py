@@ -29,6 +29,8 @@ def answer_uses_tool_result(trace: Trace) -> Feedback | None:
     sum or another time zone; a paraphrase of a word ("on its way" for "shipped"); words in another language
     than the result's. Where the result leaves nothing to look for (true, "ok", an internal id, a status word that does
     not show), it is not applicable rather than failed.
+
+    Of labelled turns that no rule was written by, 15 with the fault and 369 without: 4 missed, 11 false alarms.
     """
     is_used, rationale = evidence_of_use(trace)
     return None if is_used is None else Feedback(value=is_used, rationale=rationale)
@@ -46,6 +48,8 @@ def no_ungrounded_values(trace: Trace) -> Feedback | None:
     numbers that are spelled out; names; a value that is there but belongs to something else. Round figures ("about
     500") and examples of a form ("such as A-1001") are not held against the answer. Common knowledge that no tool gave
     ("a year has 365 days") is taken for made up.
+
+    Of labelled turns that no rule was written by, 18 with the fault and 366 without: 6 missed, 8 false alarms.
     """
     answer = assistant_text(trace)
     if not answer:
@@ -68,6 +72,8 @@ def no_contradicted_result(trace: Trace) -> Feedback | None:
     a deed said to be done whose tool failed.
 
     Cannot see: a value of one thing said of another, a contradiction in prose, states outside of a list of common ones.
+
+    Of labelled turns that no rule was written by, 18 with the fault and 366 without: 15 missed, 4 false alarms.
     """
     answer = assistant_text(trace)
     calls = tool_calls(trace)

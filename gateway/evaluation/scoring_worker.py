@@ -307,8 +307,10 @@ async def project(pool: Pool, store: MlflowStore, scores: Sequence[Score], span_
     for score in scores:
         async with pool.connection() as connection:
             cursor = await connection.execute(_REPLACED, {**_replaced_by(score), "ids": ids})
-            replaced = [str(row[0]) for row in await cursor.fetchall()]
-        overrides = replaced[0] if replaced else None
+            found = [(str(score_id), trace_id) for score_id, trace_id in await cursor.fetchall()]
+        replaced = [score_id for score_id, _ in found]
+        # MLflow knows this within a trace only, and a turn that came late may have become the conversation's first.
+        overrides = next((score_id for score_id, trace_id in found if trace_id == score.trace_id), None)
         await asyncio.to_thread(store.write_assessment, score.assessment(span_id, overrides))
         if replaced:
             async with pool.connection() as connection:
@@ -337,7 +339,7 @@ _TURNS = """
 # Of a conversation: what was said when it was shorter. Of any subject: that the scorer failed, or what an earlier
 # version of it said.
 _REPLACED = """
-    SELECT score_id FROM scores
+    SELECT score_id, trace_id FROM scores
     WHERE score_id <> ALL(%(ids)s) AND latest AND scorer = %(scorer)s AND created_at <= (
             SELECT created_at FROM scores WHERE score_id = %(id)s)
       AND CASE WHEN %(session)s::text IS NULL THEN

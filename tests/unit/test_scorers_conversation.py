@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def value(traces, shipped_scorers):
-    """Score one session: `value(name, (user, answer, *rounds), ...)` or `value.of(name, traces)` is a verdict or None."""
+    """Score one session: `value(name, (user, answer, *rounds), ...)`, or `value.of(name, traces)`; None: not judged."""
     modules = [shipped_scorers(stem) for stem in ("conversation", "outcomes")]
 
     def score_session(name, session):
