@@ -71,7 +71,7 @@ def _is_stranded(text: str, last: str) -> bool:
     before = re.search(r"(\w+) \w+$", sentence)
     return (
         last in _ELLIPSIS
-        and bool(before)
+        and before is not None
         and before[1] in ("i", "you", "we", "they", "it", "he", "she", "there", "that")
     )
 

@@ -30,7 +30,7 @@ def test_the_whole_journey(gateway: Gateway, judge: Judge) -> None:
     assert first["user_frustration"] == ["none"]
     assert first["no_repeated_question"] == [True]
 
-    expected = TOOL_SCORERS | TRACE_JUDGES | CONVERSATION_JUDGES | {"answer_uses_tool_result"}
+    expected = TOOL_SCORERS | TRACE_JUDGES | CONVERSATION_JUDGES | {"answer_uses_tool_result", "no_empty_answer"}
     verdicts = eventually(lambda: all_scored(gateway, [bad["trace_id"]], expected))[bad["trace_id"]]
     failed = {name for name, values in verdicts.items() if values[0] in (False, "no", "unresolved")}
     assert failed == expected - {"no_tool_errors", "valid_tool_arguments"}
