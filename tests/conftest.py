@@ -26,17 +26,16 @@ _OF_JUDGES = ("MLFLOW_GENAI_JUDGE_DEFAULT_MODEL", "OPENAI_API_BASE", "OPENAI_API
 @pytest.fixture(autouse=True)
 def judges_of_one_test_alone() -> Iterator[None]:
     """What a test tells MLflow's judges is no other test's: an evaluator sets it for its whole process."""
+    # Judges take the default model over when they are made, which is when their file is imported: also the one that
+    # MLflow has where nobody has set any.
+    for module in [name for name in sys.modules if name.startswith("scorer_plugins")]:
+        del sys.modules[module]
     before = {name: os.environ.get(name) for name in _OF_JUDGES}
     yield
-    if {name: os.environ.get(name) for name in _OF_JUDGES} == before:
-        return
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    # Judges take the default model over when they are made, which is when their file is imported.
-    for module in [name for name in sys.modules if name.startswith("scorer_plugins")]:
-        del sys.modules[module]
 
 
 @pytest.fixture(autouse=True)

@@ -45,8 +45,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("GATEWAY_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scorers").mkdir()
-    for name in [name for name in sys.modules if name.startswith("scorer_plugins")]:
-        monkeypatch.delitem(sys.modules, name)
     return tmp_path
 
 
@@ -63,7 +61,7 @@ def loaded(project: Path, monkeypatch: pytest.MonkeyPatch):
     def load(files: dict[str, str] | None = None, **settings: Any) -> dict[str, LiveScorer]:
         write(project, **(files or {}))
         for name in [name for name in sys.modules if name.startswith("scorer_plugins")]:
-            monkeypatch.delitem(sys.modules, name)
+            del sys.modules[name]
         return {each.name: each for each in load_scorers(Settings(**settings))}
 
     return load
