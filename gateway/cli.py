@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,8 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway import __version__
-from gateway.commands import datasets, doctor, offline, scorers, scores
-from gateway.commands.stored import in_database, output
+from gateway.commands import datasets, doctor, offline, rescore, scorers, scores
+from gateway.commands.stored import in_database, need_mlflow, output, time_of
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError, GatewayError
 from gateway.logs import configure_logging, redact_prints
@@ -39,7 +38,7 @@ from gateway.tracing.redaction.redactor import Redactor
 app = App(name="gateway", version=__version__, help="Serve tool-calling agents over HTTP, and grade the live traffic.")
 keys = App(name="keys", help="Make, list and revoke API keys.")
 app.command(keys)
-for _commands in (datasets, doctor, offline, scorers, scores):
+for _commands in (datasets, doctor, offline, rescore, scorers, scores):
     _commands.register(app)
 
 T = TypeVar("T")
@@ -134,12 +133,7 @@ def web(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
 @app.command
 def worker() -> None:
     """Run one evaluator on the database that is set or embedded."""
-    try:
-        distribution("mlflow")  # `import mlflow` works without it: `mlflow-tracing` has a part of the same name
-    except PackageNotFoundError:
-        raise ConfigurationError(
-            "The evaluator needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
-        ) from None
+    need_mlflow("The evaluator")
     from gateway.evaluation.worker import run_evaluator  # noqa: PLC0415 - an optional extra, and seconds to import
 
     settings = _prepare(serves=True)
@@ -187,13 +181,11 @@ def ledger(*, since: str = "24h", json: Annotated[bool, Parameter(negative="")] 
         json: Print what GET /v1/ledger answers, instead of tables.
     """
     # With the web framework, which `--help` need not wait for.
-    from gateway.quality.ledger import SINCE_FORMS, LedgerReport, parse_since, read_report  # noqa: PLC0415
+    from gateway.quality.ledger import LedgerReport, read_report  # noqa: PLC0415
     from gateway.quality.terminal import print_ledger  # noqa: PLC0415
 
     now = datetime.now(UTC)
-    begin = parse_since(since, now)
-    if begin is None:
-        raise ConfigurationError(f"--since {since} is neither a time nor a duration; give {SINCE_FORMS}.")
+    begin = time_of("--since", since)
 
     async def read(connection: psycopg.AsyncConnection[Any]) -> LedgerReport:
         await connection.execute(SNAPSHOT)

@@ -186,6 +186,14 @@ class Settings(BaseSettings):
     """Seconds without a new turn after which a conversation counts as ended and is scored."""
     evaluator_batch: int = Field(default=50, ge=1, le=500)
     """Traces that an evaluator claims at once. MLflow's span writes get no cheaper beyond some 50."""
+    evaluator_niceness: int = Field(default=10, ge=0, le=19)
+    """How far an evaluator stands back for other processes of its machine, as of ``nice``; 0: not at all."""
+    yield_at_cpu_pressure: float = Field(default=0.8, gt=0, le=1)
+    """Share of time in which something on the machine waits for a processor, from which on evaluators yield. Linux."""
+    yield_at_database_s: float = Field(default=0.25, gt=0)
+    """Seconds that a small query takes, from which on evaluators yield."""
+    shed_after_s: float = Field(default=60.0, gt=0)
+    """Seconds that traces may wait while evaluators yield; if it takes longer, fewer of them are scored."""
     judge_model: str | None = None
     """Model of the LLM judges, in MLflow's form (``openai:/gpt-4o-mini``). ``None``: only scorers in plain code run."""
     judge_base_url: str | None = None

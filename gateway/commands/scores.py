@@ -1,6 +1,6 @@
 """``gateway scores``: what scorers have failed at for good, and to have that tried again."""
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Annotated, Any
 
 import psycopg
@@ -8,9 +8,7 @@ from cyclopts import App, Parameter
 from rich.table import Table
 from rich.text import Text
 
-from gateway.commands.stored import in_database, output
-from gateway.errors import ConfigurationError
-from gateway.quality.ledger import SINCE_FORMS, parse_since
+from gateway.commands.stored import in_database, output, time_of
 from gateway.settings import load_settings
 from gateway.storage.scorings import Failure, failures, retry
 
@@ -32,7 +30,7 @@ def failed(*, scorer: str | None = None, since: Annotated[str | None, Parameter(
         scorer: Of this scorer alone.
         since: A time (2026-01-31T08:00:00Z) or how long ago (90s, 15m, 24h, 7d); all of it if left out.
     """
-    begin = _time(since)
+    begin = None if since is None else time_of("--since", since)
 
     async def read(connection: psycopg.AsyncConnection[Any]) -> list[Failure]:
         return await failures(connection, scorer, begin, _MOST)
@@ -59,18 +57,10 @@ def retry_(*, scorer: str | None = None, since: Annotated[str | None, Parameter(
         scorer: Of this scorer alone.
         since: A time (2026-01-31T08:00:00Z) or how long ago (90s, 15m, 24h, 7d); all of it if left out.
     """
-    begin = _time(since)
+    begin = None if since is None else time_of("--since", since)
 
     async def again(connection: psycopg.AsyncConnection[Any]) -> int:
         return await retry(connection, scorer, begin)
 
     count = in_database(load_settings(), again)
     output().print(f"{count} scorings are tried again." if count else "Nothing has failed.")
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    if (time := parse_since(text, datetime.now(UTC))) is None:
-        raise ConfigurationError(f"--since {text!r} is no time; give {SINCE_FORMS}.")
-    return time

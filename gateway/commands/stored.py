@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import psycopg
 from rich.console import Console
 
 from gateway.errors import ConfigurationError
+from gateway.quality.since import SINCE_FORMS, parse_since
 from gateway.settings import Settings
 from gateway.storage.database import database_url, migrate
 from gateway.storage.embedded import EmbeddedPostgres, running_url
@@ -18,13 +20,13 @@ from gateway.storage.embedded import EmbeddedPostgres, running_url
 T = TypeVar("T")
 
 
-def need_mlflow() -> None:
-    """Raise `ConfigurationError` if MLflow is not installed."""
+def need_mlflow(what: str = "This command") -> None:
+    """Raise `ConfigurationError`, which says what needs it, if MLflow is not installed."""
     try:
         distribution("mlflow")  # `import mlflow` works without it: `mlflow-tracing` has a part of the same name
     except PackageNotFoundError:
         raise ConfigurationError(
-            "This command needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
+            f"{what} needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
         ) from None
 
 
@@ -39,6 +41,17 @@ def use_mlflow(settings: Settings) -> None:
 
     url = database_url(settings) if settings.runs_own_mlflow else ""
     configure_mlflow(settings, tracking_uri(settings, url))
+
+
+def time_of(option: str, text: str) -> datetime:
+    """Return the time that was given for an option, in UTC.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if (time := parse_since(text, datetime.now(UTC))) is None:
+        raise ConfigurationError(f"{option} {text} is neither a time nor a duration; give {SINCE_FORMS}.")
+    return time
 
 
 def output() -> Console:

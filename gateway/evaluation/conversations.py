@@ -6,7 +6,7 @@ session's id in the assessment's metadata.
 """
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 from mlflow.entities import Trace as MlflowTrace
@@ -24,13 +24,14 @@ from gateway.evaluation.records import (
     save_scores,
     unlogged_scores,
 )
-from gateway.evaluation.scoring import NotApplicable, Score, conversation_task
+from gateway.evaluation.scoring import Score, conversation_task
 from gateway.evaluation.scoring_worker import project
 from gateway.evaluation.scorings import enqueue
-from gateway.evaluation.selection import Selected, select
+from gateway.evaluation.selection import Selected, scores_of, select
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
 from gateway.storage.queue import SCORE_CONVERSATION, enqueue_once
+from gateway.storage.schema import KEPT
 
 log = structlog.get_logger(__name__)
 
@@ -116,22 +117,15 @@ class ConversationScoring:
     async def _ask(self, work: _Work) -> list[Score]:
         """Return what scorers in plain code say, and note in ``work`` who else is to, and who is not."""
         scorers = [live for live in self._parts.scorers() if live.scores_conversations]
-        budget_share = self._parts.budget_share()
-        facts = TraceFacts(work.traces)
-        selection = select(scorers, self._share_key, facts, work.session_id, budget_share=budget_share)
-        work.judges = [each for each in selection.selected if each.live.is_judge]
-        work.skips = selection.skips
+        facts, room = TraceFacts(work.traces), self._parts.room()
+        in_code, work.judges, work.skips = select(scorers, self._share_key, facts, work.session_id, room)
         asked = {score.scorer for score in work.scores}
-        said = [self._run_scorer(work, each) for each in selection.selected if not each.live.is_judge]
-        return [score for scores in await asyncio.gather(*said) for score in scores if score.scorer not in asked]
+        said = await asyncio.gather(*[self._run_scorer(work, each) for each in in_code if each.live.name not in asked])
+        return [score for scores in said for score in scores]
 
     async def _run_scorer(self, work: _Work, selected: Selected) -> list[Score]:
-        live = selected.live
-        task = conversation_task(live, work.traces, work.session_id, work.agent)
-        outcome = await task.wait_within(self._parts.threads, self._timeout_s)
-        if isinstance(outcome, NotApplicable):
-            work.skips[live.name] = outcome.reason
-        return [replace(score, inclusion_probability=selected.probability) for score in outcome.scores]
+        task = conversation_task(selected.live, work.traces, work.session_id, work.agent)
+        return scores_of(selected, await task.wait_within(self._parts.threads, self._timeout_s), work.skips)
 
     async def _settle(self, connection: Connection, work: _Work) -> None:
         """Store what follows from the scores, and who is still to score."""
@@ -162,7 +156,7 @@ _DUE = f"""
 _LOOK = f"""
     SELECT agent, last_turn_at, due_at, ARRAY(
         SELECT trace_id FROM runs WHERE runs.session_id = conversations.session_id
-          AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at)
+          AND {KEPT} ORDER BY started_at)
     FROM conversations WHERE session_id = %s AND {_IS_DUE}
 """
 # A turn that arrived meanwhile has made it due anew, also where it is not the last one.

@@ -12,8 +12,9 @@ its claim is over (`gateway.evaluation.erasure`).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import structlog
@@ -35,9 +36,9 @@ from gateway.evaluation.records import (
     note_skips,
     save_scores,
 )
-from gateway.evaluation.scoring import LiveScorer, NotApplicable, Score, trace_task
+from gateway.evaluation.scoring import LiveScorer, Score, trace_task
 from gateway.evaluation.scorings import enqueue
-from gateway.evaluation.selection import Selected, select
+from gateway.evaluation.selection import AMPLE, Room, Selected, scores_of, select
 from gateway.evaluation.store import MlflowStore, is_away
 from gateway.evaluation.threads import ScorerThreads
 from gateway.settings import Settings
@@ -79,6 +80,10 @@ class _Work:
     """Who does not, and why."""
 
 
+async def _give_no_way(worked_s: float) -> None:
+    """Go on at once."""
+
+
 @dataclass(frozen=True)
 class IntakeParts:
     """What traces are scored with, and what is told of it."""
@@ -88,14 +93,16 @@ class IntakeParts:
     threads: ScorerThreads
     """For scorers in plain code."""
     redactor: Redactor
-    budget_share: Callable[[], float] = lambda: 1.0
-    """By which the budget multiplies the shares of judges now."""
+    room: Callable[[], Room] = lambda: AMPLE
+    """How much may be scored now."""
     rules: Callable[[], Rules] = dict
     """Of the datasets."""
     entities: Callable[[Trace], Trace] | None = None
     """Replaces named entities, and raises if it cannot."""
     wake: Callable[[], None] = lambda: None
     """Tells who carries scorings out that there are new ones."""
+    give_way: Callable[[float], Awaitable[None]] = _give_no_way
+    """Is awaited after so many seconds of work, to let others have the machine."""
 
 
 class TraceIntake:
@@ -118,6 +125,7 @@ class TraceIntake:
         if self._mlflow_is_away and not await asyncio.to_thread(self._store.is_well):
             return
         while claimed := await self._claims.claim():
+            began = time.monotonic()
             try:
                 await self._take_in_or_singly(claimed)
             except _AwayError as error:
@@ -126,6 +134,7 @@ class TraceIntake:
                 self._mlflow_is_away = True
                 return
             self._mlflow_is_away = False
+            await self._parts.give_way(time.monotonic() - began)
 
     async def _take_in_or_singly(self, claimed: list[Claimed]) -> None:
         try:
@@ -221,17 +230,11 @@ class TraceIntake:
         """Have scorers in plain code score a trace, and note who else is to, and who is not."""
         scorers = [live for live in self._parts.scorers() if not live.scores_conversations]
         trace_id, facts = work.trace.trace_id, TraceFacts([work.entity])
-        selection = select(scorers, self._share_key, facts, trace_id, budget_share=self._parts.budget_share())
-        work.judges = [each for each in selection.selected if each.live.is_judge]
-        work.skips = selection.skips
-        for each in selection.selected:
-            if each.live.is_judge:
-                continue
+        in_code, work.judges, work.skips = select(scorers, self._share_key, facts, trace_id, self._parts.room())
+        for each in in_code:
             task = trace_task(each.live, work.entity, work.trace.agent)
             outcome = task.run_within(self._parts.threads, self._settings.scorer_timeout_s)
-            if isinstance(outcome, NotApplicable):
-                work.skips[each.live.name] = outcome.reason
-            work.scores += [replace(score, inclusion_probability=each.probability) for score in outcome.scores]
+            work.scores += scores_of(each, outcome, work.skips)
 
     async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
         said = [(work.trace.session_id, work.scores) for work in works]

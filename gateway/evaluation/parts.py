@@ -19,10 +19,12 @@ from gateway.evaluation.judging.limits import JudgeLimits, ModelLimits
 from gateway.evaluation.judging.prices import Price, Prices
 from gateway.evaluation.judging.relay import Relay, RelayParts, upstream_of
 from gateway.evaluation.judging.spending import BudgetKeeper, SpendingBook
+from gateway.evaluation.pressure import Pressure
 from gateway.evaluation.promotion import TagProjection
 from gateway.evaluation.scoring import LiveScorer
 from gateway.evaluation.scoring_worker import ScoringWorker, WorkerParts
 from gateway.evaluation.scorings import Scorings
+from gateway.evaluation.selection import Room
 from gateway.evaluation.store import MlflowStore
 from gateway.evaluation.threads import ScorerThreads
 from gateway.rules import JudgeModelRule
@@ -55,6 +57,7 @@ class EvaluatorParts:
     intake: TraceIntake
     conversations: ConversationScoring
     worker: ScoringWorker
+    pressure: Pressure
     datasets: DatasetFeeder
     erasure: MlflowErasure
     projection: TagProjection
@@ -80,8 +83,10 @@ def put_together(
         entities = EntityRedactor(settings, redactor).trace
     threads = ScorerThreads()
 
-    def budget_share() -> float:
-        return 1.0 if budget is None else budget.share
+    pressure = Pressure(settings, pool)
+
+    def room() -> Room:
+        return Room(1.0 if budget is None else budget.share, pressure.share)
 
     worker = ScoringWorker(
         WorkerParts(
@@ -96,23 +101,26 @@ def put_together(
             concurrency=settings.judge_concurrency,
             timeout_s=settings.judge_timeout_s,
             share_key=ground.keys.derive("sampling"),
-            budget_share=budget_share,
+            room=room,
+            is_pressed=lambda: pressure.is_high,
         )
     )
     parts = IntakeParts(
         ground.scorers,
         threads,
         redactor,
-        budget_share=budget_share,
+        room=room,
         rules=ground.rules,
         entities=entities,
         wake=worker.wake,
+        give_way=pressure.give_way,
     )
     datasets = DatasetFeeder(pool, store, redactor, ground.rules)
     return EvaluatorParts(
         TraceIntake(settings, ground.keys, pool, store, ground.evaluator_id, parts),
         ConversationScoring(ground.keys, pool, ground.queue, store, parts, timeout_s=settings.scorer_timeout_s),
         worker,
+        pressure,
         datasets,
         MlflowErasure(pool, ground.queue, store, datasets),
         TagProjection(pool, store),

@@ -17,6 +17,7 @@ from typing import Any
 from gateway.evaluation.export import kept_tags
 from gateway.evaluation.store import MlflowStore, is_away
 from gateway.storage.database import Pool
+from gateway.storage.schema import KEPT
 
 _AT_ONCE = 100  # conversations of one round; the next round takes the rest
 _LOCK = 0x6167_7468  # one evaluator at a time: a second one would only repeat the first
@@ -66,10 +67,7 @@ _PROMOTED = """
     ORDER BY promoted_at LIMIT %s
 """
 # What is in the outbox is written with what the ledger says when it is claimed, or compared with it afterwards.
-_IN_MLFLOW = """
-    state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased')
-      AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id)
-"""
+_IN_MLFLOW = f"{KEPT} AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.trace_id = runs.trace_id)"
 _KEPT = f"trace_id, inclusion_probability, kept_because FROM runs WHERE session_id = ANY(%s) AND {_IN_MLFLOW}"
 _DONE = f"""
     UPDATE sampled_sessions SET projected_at = now()

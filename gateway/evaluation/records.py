@@ -26,6 +26,9 @@ Connection = psycopg.AsyncConnection[Any]
 Skips = Mapping[str, Mapping[str, str]]
 """By subject: by scorer that did not score it, why."""
 
+ALL_FAILED = "every scorer failed"
+"""Reason of a run's state ``failed``, where a later verdict may still change it."""
+
 _COLUMN_TYPES = {
     "score_id": "text",
     "trace_id": "text",
@@ -175,13 +178,13 @@ async def mark_logged(connection: Connection, scores: Sequence[Score]) -> None:
 
 
 async def finish_runs(connection: Connection, trace_ids: Sequence[str]) -> None:
-    """Move runs from ``pending`` to the states that their scores say."""
+    """Move runs to the states that their scores say: from ``pending``, or from what fewer scores said before."""
     if not trace_ids:
         return
     cursor = await connection.execute(_VERDICTS, [list(trace_ids)])
     said = [
-        (trace_id, verdicts, run_state(verdicts, scores - verdicts, too_dear=too_dear))
-        for trace_id, verdicts, scores, too_dear in await cursor.fetchall()
+        (trace_id, verdicts, run_state(verdicts, scores - verdicts, left_out_by))
+        for trace_id, verdicts, scores, left_out_by in await cursor.fetchall()
     ]
     columns = {
         "traces": [trace_id for trace_id, _, _ in said],
@@ -200,19 +203,19 @@ async def end_run(connection: Connection, trace_id: str, state: State, reason: s
     )
 
 
-def run_state(verdicts: int, failures: int, *, too_dear: bool = False) -> tuple[State, str | None]:
-    """Return the final state of a run whose scorers are all done, and the reason for ``failed``.
+def run_state(verdicts: int, failures: int, left_out_by: str | None = None) -> tuple[State, str | None]:
+    """Return the final state of a run whose scorers are all done, and the reason for it if it is not ``scored``.
 
     Args:
         verdicts: scores without an error.
         failures: scorers that failed.
-        too_dear: a judge that would have scored it was kept from it by the budget.
+        left_out_by: what kept a scorer from it that would have scored it: ``budget`` or ``pressure``; ``None``: none.
     """
     if verdicts:
         return "scored", None
     if failures:
-        return "failed", "every scorer failed"
-    return ("budget_skipped" if too_dear else "not_selected"), None
+        return "failed", ALL_FAILED
+    return ("budget_skipped", left_out_by) if left_out_by else ("not_selected", None)
 
 
 async def note_skips(connection: Connection, table: Literal["runs", "conversations"], skips: Skips) -> None:
@@ -243,10 +246,11 @@ async def collect_failed(
 
 _VERDICTS = """
     SELECT runs.trace_id, count(score_id) FILTER (WHERE error IS NULL), count(score_id),
-        runs.skips @? '$.* ? (@ == "budget")' OR EXISTS (
-            SELECT 1 FROM scorings
-            WHERE scorings.trace_id = runs.trace_id AND turns = 0 AND scorings.state = 'skipped'
-              AND scorings.reason = 'budget')
+        CASE WHEN runs.skips @? '$.* ? (@ == "budget")' OR EXISTS (
+                  SELECT 1 FROM scorings
+                  WHERE scorings.trace_id = runs.trace_id AND turns = 0 AND scorings.state = 'skipped'
+                    AND scorings.reason = 'budget') THEN 'budget'
+             WHEN runs.skips @? '$.* ? (@ == "pressure")' THEN 'pressure' END
     FROM runs LEFT JOIN scores ON scores.trace_id = runs.trace_id AND scores.session_id IS NULL AND scores.latest
     WHERE runs.trace_id = ANY(%s)
     GROUP BY runs.trace_id
@@ -258,9 +262,11 @@ _NOTE_SKIPS = {
     """
     for table, key in (("runs", "trace_id"), ("conversations", "session_id"))
 }
-_FINISH = """
+_FINISH = f"""
     UPDATE runs SET state = said.state, reason = said.reason, scored_by = said.verdicts, updated_at = now()
     FROM unnest(%(traces)s::text[], %(states)s::text[], %(reasons)s::text[], %(verdicts)s::int[])
         AS said (trace_id, state, reason, verdicts)
-    WHERE runs.trace_id = said.trace_id AND runs.state = 'pending'
+    WHERE runs.trace_id = said.trace_id
+      AND (runs.state IN ('pending', 'scored', 'not_selected', 'budget_skipped')
+           OR (runs.state = 'failed' AND runs.reason = '{ALL_FAILED}'))
 """

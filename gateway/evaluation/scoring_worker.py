@@ -14,7 +14,9 @@ import structlog
 from mlflow.entities import Trace as MlflowTrace
 from mlflow.tracing.constant import TraceMetadataKey
 
+from gateway.evaluation.applicability import root_of
 from gateway.evaluation.datasets.rules import Rules
+from gateway.evaluation.filters import TraceFacts
 from gateway.evaluation.judging.binding import calling_under
 from gateway.evaluation.judging.leases import Lease
 from gateway.evaluation.judging.relay import Relay
@@ -40,15 +42,17 @@ from gateway.evaluation.scoring import (
     trace_task,
 )
 from gateway.evaluation.scorings import ATTEMPTS, Scoring, Scorings, end, is_over
-from gateway.evaluation.selection import BUDGET, affordable
+from gateway.evaluation.selection import AMPLE, BUDGET, Room, affordable
 from gateway.evaluation.store import MlflowStore, is_away
 from gateway.evaluation.threads import ScorerThreads
 from gateway.storage.database import Pool
+from gateway.storage.schema import KEPT
 from gateway.tracing.redaction.redactor import Redactor
 
 log = structlog.get_logger(__name__)
 
 _LOOK_S = 0.5
+_BUDGET_PAUSE_S = 60.0  # the budget is for hours and days
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ class WorkerParts:
     """Seconds that one scoring may take."""
     share_key: bytes
     """By which scorers draw their shares."""
-    budget_share: Callable[[], float]
-    """By which the budget multiplies the shares of judges now."""
+    room: Callable[[], Room] = lambda: AMPLE
+    """How much may be scored now."""
+    is_pressed: Callable[[], bool] = lambda: False
+    """Whether others need the machine now."""
 
 
 class ScoringWorker:
@@ -81,7 +87,7 @@ class ScoringWorker:
 
     def __init__(self, parts: WorkerParts):
         self._parts = parts
-        self._free = parts.concurrency
+        self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
 
@@ -93,10 +99,7 @@ class ScoringWorker:
         """Work until cancelled; what is under way then is given back."""
         try:
             while True:
-                claimed = await self._claim() if self._free > 0 else []
-                for _, group in groupby(sorted(claimed, key=_subject), _subject):
-                    self._begin(list(group))
-                if not claimed:
+                if not await self._begin_what_is_due():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._news.wait(), _LOOK_S)
                     self._news.clear()
@@ -107,26 +110,38 @@ class ScoringWorker:
 
     async def work_off(self) -> None:
         """Carry out all that is due, and return."""
-        while claimed := await self._claim():
-            for _, group in groupby(sorted(claimed, key=_subject), _subject):
-                self._begin(list(group))
+        while await self._begin_what_is_due():
             await asyncio.gather(*self._tasks)
 
+    async def _begin_what_is_due(self) -> bool:
+        """Claim as much as may be under way, and begin it; return whether there was any."""
+        claimed = await self._claim()
+        for _, group in groupby(sorted(claimed, key=_subject), _subject):
+            self._begin(list(group))
+        return bool(claimed)
+
     async def _claim(self) -> list[Scoring]:
+        pressed = self._parts.is_pressed()
+        free = (1 if pressed else self._parts.concurrency) - self._under_way
+        if free <= 0:
+            return []
+        # What was served long ago can wait, also longer than the budget is short: there, nothing is left out.
+        scorers, short = self._parts.scorers(), self._parts.room().budget < 1
+        waiting = [live.name for live in scorers if pressed or (short and live.is_judge)]
         try:
-            return await self._parts.scorings.claim(self._free)
+            return await self._parts.scorings.claim(free, waiting)
         except Exception as error:  # noqa: BLE001 - the database is away, most likely: it is looked again
             log.warning("nothing to be scored could be claimed; trying again", error=repr(error))
             return []
 
     def _begin(self, group: list[Scoring]) -> None:
-        self._free -= len(group)
+        self._under_way += len(group)
         task = asyncio.create_task(self._carry_out(group), name=f"scoring {group[0].subject}")
         self._tasks.add(task)
 
         def over(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
-            self._free += len(group)
+            self._under_way -= len(group)
             self._news.set()
 
         task.add_done_callback(over)
@@ -165,6 +180,8 @@ class ScoringWorker:
             live = known.get(scoring.scorer)
             if live is None or live.version != scoring.scorer_version:
                 await self._end_all([scoring], "the scorer was changed" if live else "the scorer is not there any more")
+            elif scoring.back_fill and (reason := live.applies(TraceFacts(traces))) is not None:
+                await self._end_all([scoring], reason)
             else:
                 results.append(self._score(scoring, live, traces))
         await asyncio.gather(*results)
@@ -182,11 +199,8 @@ class ScoringWorker:
     async def _score(self, claimed: Scoring, live: LiveScorer, traces: list[MlflowTrace]) -> None:
         """Ask one scorer, unless it was asked before, and bring its row to an end, or to its next attempt."""
         scoring = claimed
-        session_id = (
-            scoring.subject
-            if scoring.turns
-            else str(traces[0].info.trace_metadata.get(TraceMetadataKey.TRACE_SESSION, ""))
-        )
+        metadata = traces[0].info.trace_metadata
+        session_id = scoring.subject if scoring.turns else str(metadata.get(TraceMetadataKey.TRACE_SESSION, ""))
         trace_ids = [trace.info.trace_id for trace in traces]
         async with self._parts.pool.connection() as connection:
             known = (scoring.trace_id, scoring.turns or None, scoring.scorer, scoring.scorer_version)
@@ -220,9 +234,9 @@ class ScoringWorker:
 
     async def _afforded(self, scoring: Scoring, live: LiveScorer) -> Scoring | None:
         """Return the scoring with the probability that it has by now; ``None``, and its end, if the budget is lower."""
-        if not live.is_judge or scoring.attempts > 1:
+        if not live.is_judge or scoring.attempts > 1 or scoring.back_fill:
             return scoring
-        share = affordable(live, self._parts.share_key, scoring.subject, self._parts.budget_share())
+        share = affordable(live, self._parts.share_key, scoring.subject, self._parts.room().budget)
         if share is None:
             await self._end_all([scoring], BUDGET)
             return None
@@ -253,7 +267,10 @@ class ScoringWorker:
         """Whether the failure is to be stored; else the row has got its next attempt, or its end."""
         problem = lease.problem if lease else None
         if problem and problem.kind == "budget_used_up":
-            await self._end_all([scoring], BUDGET)
+            if scoring.back_fill:
+                await self._parts.scorings.give_back([scoring], _BUDGET_PAUSE_S)
+            else:
+                await self._end_all([scoring], BUDGET)
             return False
         passes = problem.is_passing if problem else failed.may_pass
         if passes and scoring.attempts < ATTEMPTS:
@@ -266,11 +283,7 @@ class ScoringWorker:
         self, scoring: Scoring, scores: Sequence[Score], traces: Sequence[MlflowTrace], trace_ids: list[str]
     ) -> None:
         """Write the scores to MLflow, each in place of the ones before it, and end the row."""
-        root = (
-            None
-            if scoring.turns
-            else next((span.span_id for span in traces[0].data.spans if span.parent_id is None), None)
-        )
+        root = None if scoring.turns else root_of(traces[0]).span_id
         await project(self._parts.pool, self._parts.store, scores, root)
         async with self._parts.pool.connection() as connection, connection.transaction():
             if await erased(connection, trace_ids):
@@ -332,10 +345,7 @@ def _subject(scoring: Scoring) -> tuple[str, int]:
     return scoring.subject, scoring.turns
 
 
-_TURNS = """
-    SELECT trace_id FROM runs WHERE session_id = %s
-      AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased') ORDER BY started_at
-"""
+_TURNS = f"SELECT trace_id FROM runs WHERE session_id = %s AND {KEPT} ORDER BY started_at"
 # Of a conversation: what was said when it was shorter. Of any subject: that the scorer failed, or what an earlier
 # version of it said.
 _REPLACED = """

@@ -9,7 +9,7 @@ evaluator's at a time. What fails for a while is tried again, later each time; w
 ``failed``, to be looked at and to be tried again by hand.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -45,6 +45,8 @@ class Scoring(NamedTuple):
     """With which a score of it exists, given that the trace was kept."""
     attempts: int
     """This one included."""
+    back_fill: bool = False
+    """Whether it is of what was served before the scorer was there."""
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -59,11 +61,16 @@ class Scorings:
         self._pool = pool
         self._evaluator_id = evaluator_id
 
-    async def claim(self, count: int) -> list[Scoring]:
-        """Claim what has been due for the longest, ``count`` rows at the most; none if nothing is."""
-        values = {"lock": PRESENCE_LOCK, "me": self._evaluator_id, "count": count}
+    async def claim(self, count: int, waiting: Collection[str] = ()) -> list[Scoring]:
+        """Claim what has been due for the longest, what is live first; none if nothing is due.
+
+        Args:
+            count: rows at the most.
+            waiting: scorers whose back-fills are to wait.
+        """
+        values = {"lock": PRESENCE_LOCK, "me": self._evaluator_id, "count": count, "waiting": list(waiting)}
         async with self._pool.connection() as connection:
-            if not await (await connection.execute(_IS_DUE)).fetchone():
+            if not await (await connection.execute(_IS_DUE, values)).fetchone():
                 return []
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", [_CLAIMING])
@@ -77,10 +84,10 @@ class Scorings:
         async with self._pool.connection() as connection:
             await connection.execute(_POSTPONE, [max(pause_s, retry_after_s or 0.0), reason, *scoring.key])
 
-    async def give_back(self, scorings: Sequence[Scoring]) -> None:
-        """Undo claims, as if they had not been made."""
+    async def give_back(self, scorings: Sequence[Scoring], pause_s: float = 0.0) -> None:
+        """Undo claims, as if they had not been made; nobody makes them again before the pause is over."""
         async with self._pool.connection() as connection:
-            await connection.execute(_GIVE_BACK, {"rows": _keys(scorings)})
+            await connection.execute(_GIVE_BACK, {"rows": _keys(scorings), "pause": pause_s})
 
 
 async def enqueue(
@@ -122,8 +129,9 @@ def _keys(scorings: Sequence[Scoring]) -> str:
     return msgspec.json.encode(columns).decode()
 
 
-_IS_DUE = "SELECT 1 FROM scorings WHERE state = 'pending' AND due_at <= now() LIMIT 1"
-_CLAIM = """
+_DUE = "state = 'pending' AND due_at <= now() AND NOT (back_fill AND scorer = ANY(%(waiting)s))"
+_IS_DUE = f"SELECT 1 FROM scorings WHERE {_DUE} LIMIT 1"
+_CLAIM = f"""
     WITH alive AS (
         SELECT objid::int AS evaluator_id FROM pg_locks
         WHERE locktype = 'advisory' AND classid = %(lock)s AND objsubid = 2 AND granted
@@ -132,14 +140,14 @@ _CLAIM = """
         SELECT subject FROM scorings WHERE state = 'pending' AND claimed_by IN (SELECT evaluator_id FROM alive)),
     due AS (
         SELECT subject, turns, scorer, scorer_version FROM scorings
-        WHERE state = 'pending' AND due_at <= now() AND subject NOT IN (SELECT subject FROM taken)
-        ORDER BY due_at LIMIT %(count)s)
+        WHERE {_DUE} AND subject NOT IN (SELECT subject FROM taken)
+        ORDER BY back_fill, due_at LIMIT %(count)s)
     UPDATE scorings SET claimed_by = %(me)s, attempts = attempts + 1, updated_at = now()
     FROM due
     WHERE (scorings.subject, scorings.turns, scorings.scorer, scorings.scorer_version)
         = (due.subject, due.turns, due.scorer, due.scorer_version)
     RETURNING scorings.subject, scorings.turns, scorings.scorer, scorings.scorer_version, scorings.trace_id,
-        scorings.agent, scorings.probability, scorings.attempts
+        scorings.agent, scorings.probability, scorings.attempts, scorings.back_fill
 """
 _MINE = "subject = %s AND turns = %s AND scorer = %s AND scorer_version = %s"
 _POSTPONE = f"""
@@ -147,7 +155,8 @@ _POSTPONE = f"""
     WHERE {_MINE}
 """
 _GIVE_BACK = """
-    UPDATE scorings SET claimed_by = NULL, attempts = attempts - 1
+    UPDATE scorings SET claimed_by = NULL, attempts = attempts - 1,
+        due_at = greatest(due_at, now() + make_interval(secs => %(pause)s))
     FROM json_to_recordset(%(rows)s::json) AS given (subject text, turns int, scorer text, scorer_version text)
     WHERE (scorings.subject, scorings.turns, scorings.scorer, scorings.scorer_version)
         = (given.subject, given.turns, given.scorer, given.scorer_version)

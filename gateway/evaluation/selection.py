@@ -1,19 +1,33 @@
 """Which scorers score a subject, with what probability, and why the others do not: pure functions.
 
 Each scorer draws its share with a salt of its own, so that shares are independent of each other and of the sampling
-of sessions. A budget multiplies the shares of judges; since the draw is the same point for any share, lowering it only
-takes subjects away, and raising it brings them back.
+of sessions. The budget multiplies the shares of judges, the pressure on the machine those of all; since the draw is the
+same point for any share, lowering it only takes subjects away, and raising it brings them back.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from gateway.evaluation.filters import TraceFacts
-from gateway.evaluation.scoring import LiveScorer
+from gateway.evaluation.scoring import LiveScorer, NotApplicable, Score, ScorerOutcome
 from gateway.tracing.sampling import draw
 
 SHARE = "share"
 BUDGET = "budget"
+PRESSURE = "pressure"
+
+
+class Room(NamedTuple):
+    """How much may be scored now: factors in [0, 1] on the shares of the scorers."""
+
+    budget: float = 1.0
+    """By the money and the tokens that judges have left; on judges alone."""
+    pressure: float = 1.0
+    """By the machine and the database."""
+
+
+AMPLE = Room()
 
 
 class Selected(NamedTuple):
@@ -27,15 +41,16 @@ class Selected(NamedTuple):
 class Selection(NamedTuple):
     """What becomes of a subject."""
 
-    selected: list[Selected]
+    in_code: list[Selected]
+    """Scorers in plain code that score it."""
+    judges: list[Selected]
+    """Judges that score it."""
     skips: dict[str, str]
     """By scorer that is for this agent and does not score it: what of its rule keeps it away (``status``, ``tag``,
-    ``tool``, ``latency``), ``share`` or ``budget``."""
+    ``tool``, ``latency``), ``share``, ``budget`` or ``pressure``."""
 
 
-def select(
-    scorers: Iterable[LiveScorer], key: bytes, facts: TraceFacts, subject: str, *, budget_share: float = 1.0
-) -> Selection:
+def select(scorers: Iterable[LiveScorer], key: bytes, facts: TraceFacts, subject: str, room: Room = AMPLE) -> Selection:
     """Decide for one trace or conversation.
 
     Args:
@@ -43,25 +58,36 @@ def select(
         key: 32 bytes, one deployment's.
         facts: what filters may ask.
         subject: trace id or session id.
-        budget_share: factor in [0, 1] by which the budget multiplies the shares of judges now.
+        room: how much may be scored now.
     """
-    selected: list[Selected] = []
+    in_code: list[Selected] = []
+    judges: list[Selected] = []
     skips: dict[str, str] = {}
     for live in scorers:
         if (reason := live.applies(facts)) == "agent":
             continue
         share = live.rule.share
-        affordable = share * budget_share if live.is_judge else share
+        afforded = share * room.budget if live.is_judge else share
+        probability = afforded * room.pressure
         point = draw(key, "scorer", live.name, subject)
         if reason is not None:
             skips[live.name] = reason
         elif point >= share:
             skips[live.name] = SHARE
-        elif point >= affordable:
+        elif point >= afforded:
             skips[live.name] = BUDGET
+        elif point >= probability:
+            skips[live.name] = PRESSURE
         else:
-            selected.append(Selected(live, affordable))
-    return Selection(selected, skips)
+            (judges if live.is_judge else in_code).append(Selected(live, probability))
+    return Selection(in_code, judges, skips)
+
+
+def scores_of(selected: Selected, outcome: ScorerOutcome, skips: dict[str, str]) -> list[Score]:
+    """Return what a selected scorer said, with its probability; where it does not apply, ``skips`` is told why."""
+    if isinstance(outcome, NotApplicable):
+        skips[selected.live.name] = outcome.reason
+    return [replace(score, inclusion_probability=selected.probability) for score in outcome.scores]
 
 
 def affordable(live: LiveScorer, key: bytes, subject: str, budget_share: float) -> float | None:

@@ -65,6 +65,11 @@ def configure_mlflow(settings: Settings, uri: str) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     for name, value in (MLFLOW_DEFAULTS | _REST_DEFAULTS).items():
         os.environ.setdefault(name, value)
+    configure_judges(settings)
+
+
+def configure_judges(settings: Settings) -> None:
+    """Set what MLflow's judges read from the environment. To be called before scorers are loaded: they keep it."""
     if settings.judge_model:
         os.environ["MLFLOW_GENAI_JUDGE_DEFAULT_MODEL"] = settings.judge_model
     if settings.judge_base_url:

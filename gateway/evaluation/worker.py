@@ -87,6 +87,7 @@ class Evaluator:
                 group.create_task(self._feed_datasets(), name="datasets")
                 group.create_task(self._catalog.watch(), name="catalog")
                 group.create_task(budget.run(), name="budget")
+                group.create_task(self._parts.pressure.run(), name="pressure")
                 group.create_task(self._parts.worker.run(), name="scorings")
                 group.create_task(otlp.run(), name="otlp")
                 group.create_task(self._work(TRACES_QUEUE, concurrency=1), name="traces")
@@ -215,6 +216,7 @@ async def run_evaluator(settings: Settings) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, task.cancel if task else loop.stop)
     _settle_memory()
+    os.nice(settings.evaluator_niceness)
     try:
         if settings.runs_own_mlflow:
             await _await_mlflow_schema(uri)

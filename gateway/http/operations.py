@@ -10,7 +10,7 @@ from gateway.http import answered
 from gateway.http.accepted import SCORING_BODIES, any_of
 from gateway.http.bodies import ChatBody, Id, ResponsesBody
 from gateway.http.serving import RETURN_TRACE_HEADER
-from gateway.quality.ledger import SINCE_FORMS
+from gateway.quality.since import SINCE_FORMS
 
 Json = dict[str, Any]
 Errors = tuple[type[errors.GatewayError], ...]

@@ -1,7 +1,6 @@
 """``GET /v1/ledger``: what became of the runs, and whether that adds up to the runs served."""
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from psycopg.rows import dict_row
 
 from gateway.errors import InvalidRequest
 from gateway.quality.reading import reading
+from gateway.quality.since import SINCE_FORMS, parse_since
 from gateway.tracing.balance import Check, read_check
 from gateway.tracing.ledger import (
     AgentFunnel,
@@ -24,11 +24,6 @@ from gateway.tracing.ledger import (
 )
 
 DEFAULT_SINCE = "24h"
-SINCE_FORMS = "a time as 2026-01-31T08:00:00Z (ISO 8601), or how long ago as 90s, 15m, 24h or 7d"
-"""What `parse_since` takes, in words."""
-
-_AGO = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class LedgerReport(msgspec.Struct):
@@ -44,20 +39,6 @@ class LedgerReport(msgspec.Struct):
     swept: list[Swept]
     """What sweepers did with the runs that started since, the last first."""
     check: Check
-
-
-def parse_since(text: str, now: datetime) -> datetime | None:
-    """Return the time that a person means, in UTC; ``None`` if it has none of `SINCE_FORMS`.
-
-    A time without a zone is taken for UTC.
-    """
-    try:
-        if ago := _AGO.fullmatch(text.strip()):
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        time = datetime.fromisoformat(text.strip())
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 async def read_report(connection: psycopg.AsyncConnection[Any], since: datetime, now: datetime) -> LedgerReport:

@@ -263,6 +263,9 @@ RunState = Literal[
     "failed",
     "erased",
 ]
+KEPT = "state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased')"
+"""Of a row of ``runs``, in SQL: its trace is in MLflow or on its way there, unless it was lost."""
+
 RUN_STATES: tuple[str, ...] = get_args(RunState)
 
 runs = Table(
@@ -436,11 +439,18 @@ scorings = Table(
     _time("due_at"),
     # The evaluator that works on it. A claim counts only while that evaluator holds its advisory lock.
     Column("claimed_by", Integer),
+    Column(
+        "back_fill",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="of what was served before; goes after all that is live",
+    ),
     _time("created_at"),
     _time("updated_at"),
     CheckConstraint(f"state IN ({', '.join(repr(state) for state in get_args(ScoringState))})", name="state"),
     Index("ix_scorings_trace_id", "trace_id"),
-    Index("ix_scorings_due", "due_at", postgresql_where=text("state = 'pending'")),
+    Index("ix_scorings_due", "back_fill", "due_at", postgresql_where=text("state = 'pending'")),
     Index("ix_scorings_failed", "updated_at", postgresql_where=text("state = 'failed'")),
     Index("ix_scorings_skipped", "updated_at", postgresql_where=text("state = 'skipped'")),
 )

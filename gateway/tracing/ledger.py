@@ -21,7 +21,7 @@ MEANING: dict[State, str] = {
     "scored": "at least one scorer gave a verdict",
     "not_selected": "kept, but no scorer was drawn or applied",
     "sampled_out": "its session was not sampled",
-    "budget_skipped": "kept, but the judges' budget was used up",
+    "budget_skipped": "kept, but the judges' budget was used up, or the machine too busy",
     "redaction_blocked": "withheld, since the redactor failed on it",
     "dropped": "lost before it reached the database",
     "failed": "could not be stored or scored after all retries",
@@ -39,7 +39,8 @@ class StateCount(msgspec.Struct):
     share: float | None
     """Share of all runs of the window, 0 to 1; ``None`` if there were none."""
     reasons: dict[str, int]
-    """Runs by reason, most first, where the ledger names one (``dropped``, ``failed``, ``sampled_out``)."""
+    """Runs by reason, most first, where the ledger names one (``dropped``, ``failed``, ``sampled_out``,
+    ``budget_skipped``)."""
 
 
 class Pending(msgspec.Struct):

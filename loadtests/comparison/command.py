@@ -38,6 +38,7 @@ def main(
     warm_up: float = 3.0,
     connections: int = 16,
     drain_limit: float = 180.0,
+    arrivals_per_s: float = 100.0,
     results: Path = Path(__file__).parent.parent / "results",
 ) -> None:
     """Compare the gateway with what one would use otherwise, and write a dated report.
@@ -54,9 +55,10 @@ def main(
         warm_up: Seconds of load before it that are not counted.
         connections: Connections that ask at once.
         drain_limit: Seconds that traces are waited for.
+        arrivals_per_s: Requests a second where they arrive at random; the target is for 100.
         results: Folder of the report.
     """
-    plan = Plan(rounds, seconds, warm_up, connections, drain_limit)
+    plan = Plan(rounds, seconds, warm_up, connections, drain_limit, arrivals_per_s)
     if quick:
         plan = Plan(1, 2.0, 1.0, connections, 60.0)
     if not only and not profile:

@@ -63,6 +63,8 @@ class Plan:
     connections: int
     drain_limit_s: float
     """How long the traces are waited for."""
+    arrivals_per_s: float = 100.0
+    """Requests a second where they arrive at random."""
 
     def load(self, **changes: Any) -> Load:
         """Return the load of a measurement."""

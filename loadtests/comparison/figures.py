@@ -24,7 +24,6 @@ HISTORY_TURNS = 20
 _LONG, _SHORT = 1000, 20
 _ITEMS_A_TURN = 4
 _HISTORY_ITEMS = 100
-_ARRIVALS_PER_S = 100
 _ARRIVALS_S = 10.0  # a round at the least: the p99 of 200 requests would be the third worst of them
 _SESSIONS = 500
 _THINKING_MS = 300
@@ -236,7 +235,7 @@ def history(shared: Shared, plan: Plan, tell: Tell) -> Figure:
 
 
 def arrivals(shared: Shared, plan: Plan, tell: Tell) -> Figure:
-    """Measure the p99 of 100 requests/s on 500 open sessions, each model call 300 ms, over the bare loop's."""
+    """Measure the p99 of random arrivals on 500 open sessions, each model call 300 ms, over the bare loop's."""
     over: dict[str, list[float]] = {TRACED.name: [], UNTRACED.name: []}
     details = [
         f"random arrivals, the same for all; {_SESSIONS} sessions, in the process's model {_THINKING_MS} ms a call"
@@ -251,7 +250,8 @@ def arrivals(shared: Shared, plan: Plan, tell: Tell) -> Figure:
             cost(gateway, Load(seconds=60, requests=_SESSIONS), in_turn(first))
         asked = [body(session_id=each, thinking_ms=_THINKING_MS) for each in sessions]
         for number in range(plan.rounds):
-            load = Load(due_s=_moments(max(plan.seconds, _ARRIVALS_S), seed=number), thinking_ms=_THINKING_MS)
+            moments = _moments(plan.arrivals_per_s, max(plan.seconds, _ARRIVALS_S), seed=number)
+            load = Load(due_s=moments, thinking_ms=_THINKING_MS)
             floor = cost(bare, load)
             for contestant, gateway in gateways:
                 ours = cost(gateway, load, in_turn(asked))
@@ -261,7 +261,7 @@ def arrivals(shared: Shared, plan: Plan, tell: Tell) -> Figure:
                 details.append(line)
     untraced = statistics.median(over[UNTRACED.name])
     return Figure(
-        f"p99 over the bare loop, {_ARRIVALS_PER_S} requests/s arriving, {_SESSIONS} open sessions",
+        f"p99 over the bare loop, {plan.arrivals_per_s:g} requests/s arriving, {_SESSIONS} open sessions",
         statistics.median(over[TRACED.name]),
         "ms",
         "at most",
@@ -307,10 +307,10 @@ OWN_LOADS: dict[str, Callable[[Shared, Plan, Tell], Figure]] = {
 """Figures that take a load of their own, by the name that ``--only`` takes."""
 
 
-def _moments(seconds: float, seed: int) -> list[float]:
-    """Return random moments (a Poisson process) of 100 a second on average."""
+def _moments(per_s: float, seconds: float, seed: int) -> list[float]:
+    """Return random moments (a Poisson process), so many a second on average."""
     draw, moment, moments = random.Random(seed), 0.0, []
-    while (moment := moment + draw.expovariate(_ARRIVALS_PER_S)) < seconds:
+    while (moment := moment + draw.expovariate(per_s)) < seconds:
         moments.append(moment)
     return moments
 

@@ -18,6 +18,7 @@ from gateway.evaluation.datasets import DatasetFeeder
 from gateway.evaluation.erasure import MlflowErasure
 from gateway.evaluation.intake import TraceIntake
 from gateway.evaluation.parts import Ground, judge_calls, put_together
+from gateway.evaluation.pressure import Pressure
 from gateway.evaluation.promotion import TagProjection
 from gateway.evaluation.scoring import LiveScorer
 from gateway.evaluation.scoring_worker import ScoringWorker
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     intake: TraceIntake
     conversations: ConversationScoring
     worker: ScoringWorker
+    pressure: Pressure
     datasets: DatasetFeeder
     erasure: MlflowErasure
     projection: TagProjection

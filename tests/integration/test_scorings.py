@@ -104,6 +104,7 @@ async def test_what_failed_for_good_is_tried_again_by_hand_and_ends_as_one_verdi
             answers.pop(0)
             await parts.worker.work_off()
             again = await scores(client, trace_id)
+            assert rows("SELECT state, reason, scored_by FROM runs") == [("scored", None, 1)]
             [trace] = parts.store.read_traces([trace_id])
     assert failed["polite"]["state"] == "failed"
     assert (failure.subject, failure.attempts) == (trace_id, 1)

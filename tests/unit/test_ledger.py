@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gateway.quality.ledger import parse_since
+from gateway.quality.since import parse_since
 from gateway.tracing.balance import Count, check
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

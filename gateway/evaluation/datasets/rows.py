@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from gateway.storage.erasure import BESIDE_NO_ERASURE
+from gateway.storage.schema import KEPT
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -312,11 +313,11 @@ _SKIPPED = """
     WHERE dataset = %(dataset)s AND kept.trace_id = out.trace_id AND kept.provenance = out.provenance
 """
 _DROP = "DELETE FROM dataset_rows WHERE dataset = %s AND trace_id = ANY(%s)"
-_SESSION = """
+_SESSION = f"""
     INSERT INTO dataset_rows AS known (dataset, trace_id, rule, agent, scorers, session_of)
-    SELECT %(dataset)s, trace_id, %(rule)s, agent, '{}', %(trace_id)s FROM runs
+    SELECT %(dataset)s, trace_id, %(rule)s, agent, '{{}}', %(trace_id)s FROM runs
     WHERE session_id = %(session_id)s AND session_id <> '' AND trace_id <> %(trace_id)s
-      AND state NOT IN ('sampled_out', 'redaction_blocked', 'dropped', 'erased')
+      AND {KEPT}
     ON CONFLICT (dataset, trace_id) DO UPDATE SET
         session_of = excluded.session_of, skipped = NULL, similar_to = NULL, merged_at = NULL
     WHERE known.taken_at IS NULL
