@@ -26,7 +26,7 @@ from gateway.evaluation.records import (
 )
 from gateway.evaluation.scoring import Score, conversation_task
 from gateway.evaluation.scoring_worker import project
-from gateway.evaluation.scorings import enqueue
+from gateway.evaluation.scorings import enqueue, enqueue_failed
 from gateway.evaluation.selection import Selected, scores_of, select
 from gateway.evaluation.store import MlflowStore
 from gateway.storage.database import Pool
@@ -133,6 +133,7 @@ class ConversationScoring:
         await collect_failed(connection, work.scores, self._parts.scorers(), last, self._parts.rules())
         await note_skips(connection, "conversations", {work.session_id: work.skips})
         await enqueue(connection, work.session_id, turns, first, work.agent, work.judges)
+        await enqueue_failed(connection, work.session_id, turns, first, work.agent, work.scores)
 
 
 # A turn whose trace is still in the outbox, or in the memory of a web process, belongs to the conversation: that is

@@ -37,7 +37,7 @@ from gateway.evaluation.records import (
     save_scores,
 )
 from gateway.evaluation.scoring import LiveScorer, Score, trace_task
-from gateway.evaluation.scorings import enqueue
+from gateway.evaluation.scorings import enqueue, enqueue_failed
 from gateway.evaluation.selection import AMPLE, Room, Selected, scores_of, select
 from gateway.evaluation.store import MlflowStore, is_away
 from gateway.evaluation.threads import ScorerThreads
@@ -270,6 +270,7 @@ class TraceIntake:
             trace_id = work.trace.trace_id
             await collect_failed(connection, work.scores, scorers, trace_id, rules)
             await enqueue(connection, trace_id, 0, trace_id, work.trace.agent, work.judges)
+            await enqueue_failed(connection, trace_id, 0, trace_id, work.trace.agent, work.scores)
         await note_skips(connection, "runs", {work.trace.trace_id: work.skips for work in works})
         await connection.execute(_TURNS, _turns([work.trace for work in works], self._settings.quiet_period_s))
         await finish_runs(connection, [work.trace.trace_id for work in works if not work.judges])

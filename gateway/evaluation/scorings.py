@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 
 from gateway.evaluation.claims import PRESENCE_LOCK
 from gateway.evaluation.records import Connection
+from gateway.evaluation.scoring import Score
 from gateway.evaluation.selection import Selected
 from gateway.storage.database import Pool
 from gateway.storage.schema import ScoringState
@@ -110,6 +111,29 @@ async def enqueue(
         await connection.execute(_ENQUEUE, [msgspec.json.encode(rows).decode()])
 
 
+async def enqueue_failed(
+    connection: Connection, subject: str, turns: int, trace_id: str, agent: str, scores: Sequence[Score]
+) -> None:
+    """Note what scorers in plain code have failed at, so that it is seen and tried again where judges' failures are."""
+    with_verdict = {score.scorer for score in scores if score.error is None}
+    rows = {
+        score.scorer: {
+            "subject": subject,
+            "turns": turns,
+            "scorer": score.scorer,
+            "scorer_version": score.scorer_version,
+            "trace_id": trace_id,
+            "agent": agent,
+            "probability": score.inclusion_probability,
+            "reason": score.error,
+        }
+        for score in scores
+        if score.scorer not in with_verdict
+    }
+    if rows:
+        await connection.execute(_ENQUEUE_FAILED, [msgspec.json.encode(list(rows.values())).decode()])
+
+
 async def end(connection: Connection, scoring: Scoring, state: ScoringState, reason: str | None = None) -> None:
     """Move a row to a state in which nobody works on it any more."""
     await connection.execute(_END, [state, reason, *scoring.key])
@@ -165,6 +189,13 @@ _ENQUEUE = """
     INSERT INTO scorings (subject, turns, scorer, scorer_version, trace_id, agent, probability)
     SELECT * FROM json_to_recordset(%s::json) AS wanted (subject text, turns int, scorer text, scorer_version text,
         trace_id text, agent text, probability float8)
+    ON CONFLICT DO NOTHING
+"""
+_ENQUEUE_FAILED = """
+    INSERT INTO scorings
+        (subject, turns, scorer, scorer_version, trace_id, agent, probability, reason, state, attempts)
+    SELECT *, 'failed', 1 FROM json_to_recordset(%s::json) AS failed (subject text, turns int, scorer text,
+        scorer_version text, trace_id text, agent text, probability float8, reason text)
     ON CONFLICT DO NOTHING
 """
 _END = f"UPDATE scorings SET state = %s, reason = %s, claimed_by = NULL, updated_at = now() WHERE {_MINE}"

@@ -5,8 +5,9 @@ A client that waits is answered as soon as there is news.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from litestar import Request, get
@@ -23,13 +24,12 @@ from gateway.tracing.redaction.redactor import Redactor
 AppRequest = Request[Any, Any, State]
 
 _LOOK_S = 0.1
+_LONGEST_LOOK_S = 0.5
+_PATIENCE = 1.2  # by which each look comes later: scores in plain code take a second, a judge may take a minute
 _LONGEST_WAIT_S = 30.0  # proxies cut connections on which nothing comes for a minute
 _ON_ITS_WAY_S = 0.3  # a trace is in the ledger within some 100 ms of its answer; a client may be faster
 
-Wait = Annotated[
-    float,
-    Parameter(query="wait", ge=0, le=_LONGEST_WAIT_S),
-]
+Wait = Annotated[float, Parameter(query="wait", ge=0, le=_LONGEST_WAIT_S)]
 
 
 class ScoreState(msgspec.Struct, omit_defaults=True):
@@ -64,6 +64,11 @@ class TraceScores(msgspec.Struct):
     scores: list[ScoreState]
     """By scorer; none if the trace was not kept."""
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the run is on its way."""
+        return self.state == "pending"
+
 
 class SessionScores(msgspec.Struct):
     """The scores of a conversation as a whole."""
@@ -74,6 +79,14 @@ class SessionScores(msgspec.Struct):
     """When it is to be scored next; ``null``: nothing new was said since it was."""
     scores: list[ScoreState]
     """By scorer, the latest first; none while it was not scored yet."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be scored again."""
+        return self.due_at is not None
+
+
+Found = TypeVar("Found", TraceScores, SessionScores)
 
 
 @get(
@@ -87,18 +100,10 @@ async def get_trace_scores(request: AppRequest, trace_id: str, wait: Wait = 0.0)
     """Answer with the scores of a run; raise `TraceNotFound`."""
     pool: Pool = request.app.state.pool
     values = {"trace": trace_id, "key": visible_key(request)}
-    began = time.monotonic()
-    first: TraceScores | None = None
-    while True:
-        found = await _trace_scores(pool, values)
-        first = first or found
-        waited_s = time.monotonic() - began
-        if found is None:
-            if waited_s >= _ON_ITS_WAY_S:
-                raise TraceNotFound("There is no such trace, or it belongs to another API key.")
-        elif waited_s >= wait or _is_news(first or found, found, pending=found.state == "pending"):
-            return found
-        await asyncio.sleep(_LOOK_S)
+    found = await _with_news(lambda: _trace_scores(pool, values), wait, on_its_way_s=_ON_ITS_WAY_S)
+    if found is None:
+        raise TraceNotFound("There is no such trace, or it belongs to another API key.")
+    return found
 
 
 @get(
@@ -113,24 +118,39 @@ async def get_session_scores(request: AppRequest, session_id: str, wait: Wait = 
     pool: Pool = request.app.state.pool
     redactor: Redactor = request.app.state.redactor
     values = {"session": redactor.identifier(session_id, "session"), "key": visible_key(request)}
-    began = time.monotonic()
-    first: SessionScores | None = None
+    found = await _with_news(lambda: _session_scores(pool, values, session_id), wait)
+    if found is None:
+        raise SessionNotFound("There is no such session, or it belongs to another API key.")
+    return found
+
+
+async def _with_news(
+    look: Callable[[], Awaitable[Found | None]], wait_s: float, on_its_way_s: float = 0.0
+) -> Found | None:
+    """Look until a score has arrived since the first look, or none will, or ``wait_s`` is over; return what there is.
+
+    ``None``: it is not there, and was not within ``on_its_way_s`` either.
+    """
+    began, pause_s = time.monotonic(), _LOOK_S
+    first: Found | None = None
     while True:
-        found = await _session_scores(pool, values, session_id)
-        if found is None:
-            raise SessionNotFound("There is no such session, or it belongs to another API key.")
+        found, waited_s = await look(), time.monotonic() - began
         first = first or found
-        if time.monotonic() - began >= wait or _is_news(first, found, pending=found.due_at is not None):
+        if found is None or first is None:
+            if waited_s >= on_its_way_s:
+                return None
+        elif waited_s >= wait_s or _is_settled(found) or _said(found) != _said(first):
             return found
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * _PATIENCE, _LONGEST_LOOK_S)
 
 
-def _is_news(first: TraceScores | SessionScores, found: TraceScores | SessionScores, *, pending: bool) -> bool:
-    """Whether a score has arrived since the first look, or none will."""
-    if not pending and all(score.state != "pending" for score in found.scores):
-        return True
-    said = [score for score in found.scores if score.state in {"scored", "failed"}]
-    return said != [score for score in first.scores if score.state in {"scored", "failed"}]
+def _said(found: Found) -> list[ScoreState]:
+    return [score for score in found.scores if score.state in {"scored", "failed"}]
+
+
+def _is_settled(found: Found) -> bool:
+    return not found.is_due and all(score.state != "pending" for score in found.scores)
 
 
 async def _trace_scores(pool: Pool, values: dict[str, str | None]) -> TraceScores | None:

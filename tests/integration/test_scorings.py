@@ -14,7 +14,7 @@ from gateway.settings import Settings
 from gateway.storage.scorings import failures, retry
 from gateway.testing import HttpError, ScriptedOpenAI
 
-from .evaluating import evaluator, url_of
+from .evaluating import evaluator, fill, made, url_of
 from .runs import until
 
 JUDGES = """
@@ -26,6 +26,16 @@ polite = make_judge(name="polite", instructions="Is {{ outputs }} polite?", feed
 @scorer
 def short(outputs):
     return len(str(outputs)) < 1000
+"""
+MOODY = """
+from pathlib import Path
+from mlflow.genai.scorers import scorer
+
+@scorer
+def moody(outputs):
+    if Path({path!r}).exists():
+        raise RuntimeError("not today")
+    return True
 """
 YES = json.dumps({"result": True, "rationale": "It is."})
 
@@ -113,3 +123,25 @@ async def test_what_failed_for_good_is_tried_again_by_hand_and_ends_as_one_verdi
     valid = [each for each in trace.info.assessments if each.valid is not False]
     assert [(each.name, each.feedback.value) for each in valid] == [("polite", True)]
     assert rows("SELECT state FROM scorings") == [("scored",)]
+
+
+async def test_what_plain_code_failed_at_is_tried_again_by_hand_too(settings, mlflow_uri, tmp_path, rows) -> None:
+    """A scorer in plain code that raised is in the list of failures; once it is mended its verdict takes the place."""
+    broken = tmp_path / "broken"
+    broken.touch()
+    (tmp_path / "scorers" / "both.py").write_text(MOODY.format(path=str(broken)))
+    settings = settings.model_copy(update={"scorers": {}, "judge_model": None})
+    [trace_id] = fill(settings, made())
+    async with evaluator(settings, mlflow_uri, alive=True) as parts:
+        await parts.intake.drain()
+        assert rows("SELECT state, reason FROM runs") == [("failed", "every scorer failed")]
+        broken.unlink()
+        async with await psycopg.AsyncConnection.connect(url_of(settings)) as connection:
+            [failure] = await failures(connection, None, None, 10)
+            assert await retry(connection, "moody", None) == 1
+        await parts.worker.work_off()
+        [trace] = parts.store.read_traces([trace_id])
+    assert (failure.subject, failure.scorer, failure.reason) == (trace_id, "moody", "RuntimeError: not today")
+    assert rows("SELECT state, scored_by FROM runs") == [("scored", 1)]
+    valid = [each for each in trace.info.assessments if each.valid is not False]
+    assert [(each.name, each.feedback.value) for each in valid] == [("moody", True)]
