@@ -26,7 +26,7 @@ from gateway.evaluation.claims import PRESENCE_LOCK
 from gateway.evaluation.datasets.rules import Rules
 from gateway.evaluation.otlp import OtlpSender
 from gateway.evaluation.parts import Ground, judge_calls, put_together
-from gateway.evaluation.store import MlflowStore, configure_mlflow, tracking_uri
+from gateway.evaluation.store import MlflowStore, configure_mlflow, is_away, tracking_uri
 from gateway.reloading import LiveSettings
 from gateway.settings import Settings
 from gateway.storage.database import Pool, database_url, open_pool
@@ -46,6 +46,7 @@ _LOOK_S = 0.5  # how often to look for what nobody told us of
 _HEARTBEAT_S = 2.0
 _STALLED_AFTER_S = 10.0  # five missed heartbeats: the worker is dead, its jobs are free
 _MLFLOW_WAIT_NOTE_S = 15.0
+_MLFLOW_PAUSE_S = 2.0
 _ERASE_RETRY = RetryStrategy(wait=10)  # for as long as MLflow is away: somebody was promised that it is done
 _WAITING = "SELECT EXISTS (SELECT 1 FROM outbox WHERE NOT held AND retry_at <= now())"
 
@@ -220,7 +221,7 @@ async def run_evaluator(settings: Settings) -> None:
     try:
         if settings.runs_own_mlflow:
             await _await_mlflow_schema(uri)
-        store = await asyncio.to_thread(MlflowStore, uri, settings.mlflow_experiment)
+        store = await _open_store(uri, settings.mlflow_experiment)
         # Beside its own work the pool serves three listeners, and each judge a moment.
         pool = open_pool(url, max_size=settings.database_pool_size + settings.judge_concurrency, name="evaluator")
         async with pool:
@@ -244,6 +245,18 @@ async def _await_mlflow_schema(uri: str) -> None:
             log.warning("waiting for MLflow's database; `gateway serve` makes it, or set GATEWAY_MLFLOW_TRACKING_URI")
         await asyncio.sleep(_LOOK_S)
         waited_s += _LOOK_S
+
+
+async def _open_store(uri: str, experiment: str) -> MlflowStore:
+    """Open MLflow, as soon as it is there: traces wait in the outbox meanwhile, and who looks sees a process that runs."""
+    while True:
+        try:
+            return await asyncio.to_thread(MlflowStore, uri, experiment)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            log.warning("waiting for MLflow", error=str(error).splitlines()[0])
+        await asyncio.sleep(_MLFLOW_PAUSE_S)
 
 
 async def _schema_is(uri: str, revision: str) -> bool:
