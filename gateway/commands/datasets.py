@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.commands.stored import use_mlflow
+from gateway.commands.stored import output, use_mlflow
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError
 from gateway.settings import Settings, load_settings
@@ -60,7 +60,7 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = F
         numbers = (counts.waiting, counts.taken_today, counts.similar, counts.capped, counts.refused)
         cells = (each.name, each.records, _counted(each.sources), each.expected, _counted(each.replays), *numbers)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    _output().print(table)
+    output().print(table)
 
 
 @datasets.command
@@ -87,8 +87,8 @@ def show(
     table = Table("row", "from", "agent", "asked", "because of", "expected", "replay")
     for each in newest:
         table.add_row(*(Text(cell) for cell in _cells(each)))
-    _output().print(table)
-    _output().print(f"{len(newest)} of {len(records)} rows", markup=False)
+    output().print(table)
+    output().print(f"{len(newest)} of {len(records)} rows", markup=False)
 
 
 @datasets.command
@@ -249,7 +249,3 @@ def _print_json(value: Iterable[Any]) -> None:
 
 def _note(text: str) -> None:
     Console(stderr=True).print(text, markup=False, soft_wrap=True)
-
-
-def _output() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 300)  # into a pipe, lines as long as they need be

@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 
 from cyclopts import App
-from rich.console import Console
 from rich.text import Text
 
-from gateway.commands.stored import need_mlflow, use_mlflow
+from gateway.commands.stored import need_mlflow, output, use_mlflow
 from gateway.errors import ConfigurationError
 from gateway.settings import load_settings
 
@@ -35,14 +34,14 @@ def doctor(*files: Path) -> None:
     except ConfigurationError as error:
         away = str(error)
     findings = examine(settings, files, away)
-    output = Console(width=None if sys.stdout.isatty() else 300)
+    console = output()
     for severity, colour in _COLOURS.items():  # the worst first
         for finding in (each for each in findings if each.severity == severity):
-            output.print(Text.assemble((severity, colour), f" {finding.place}: {finding.problem}"), soft_wrap=True)
+            console.print(Text.assemble((severity, colour), f" {finding.place}: {finding.problem}"), soft_wrap=True)
             if finding.fix:
-                output.print(Text(f"  {finding.fix}"), soft_wrap=True)
+                console.print(Text(f"  {finding.fix}"), soft_wrap=True)
     errors = sum(each.severity == "error" for each in findings)
     warnings = sum(each.severity == "warning" for each in findings)
-    output.print(f"{errors} errors, {warnings} warnings")
+    console.print(f"{errors} errors, {warnings} warnings")
     if errors:
         sys.exit(1)

@@ -44,7 +44,7 @@ def list_() -> None:
     table = Table("scorer", "scores", "live", "agents", "share", "filter", "asks", "fails go to", "version", "from")
     for live in sorted(find_scorers(load_settings()).values(), key=lambda each: each.name):
         table.add_row(*(Text(cell) for cell in _cells(live)))
-    _output().print(table)
+    output().print(table)
 
 
 @scorers.command
@@ -133,7 +133,7 @@ def _show(live: "LiveScorer", traces: "list[Trace]", outcome: "ScorerOutcome", t
     from gateway.evaluation.filters import TraceFacts  # noqa: PLC0415 - see above
     from gateway.evaluation.scoring import NotApplicable  # noqa: PLC0415 - see above
 
-    output = _output()
+    output = output()
     reason = live.applies(TraceFacts(traces))
     of_live = "switched off" if not runs_live(live) else f"not on this one: {reason}" if reason else "yes"
     lines = [("scorer", f"{live.name} ({live.place}), version {live.version}"), ("live", f"{of_live}{_share(live)}")]
@@ -187,7 +187,3 @@ def _filter(rule: ScorerRule) -> str:
     parts += [f"{wanted.slower_than_s:g} s or more"] if wanted.slower_than_s is not None else []
     parts += [f"less than {wanted.faster_than_s:g} s"] if wanted.faster_than_s is not None else []
     return ", ".join(parts)
-
-
-def _output() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 300)  # into a pipe, lines as long as they need be

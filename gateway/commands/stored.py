@@ -73,19 +73,30 @@ def in_database(settings: Settings, work: Callable[[psycopg.AsyncConnection[Any]
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """Have the database that is set or embedded, migrated; an embedded one that does not run, runs meanwhile."""
-    if settings.database_url is not None or running_url(settings.home):
-        url = database_url(settings)
+    with postgres(settings) as url:
         migrate(url)
+        yield url
+
+
+@contextmanager
+def postgres(settings: Settings) -> Iterator[str]:
+    """Have the database that is set or embedded, as it is; an embedded one that does not run, runs meanwhile."""
+    if (url := known_database(settings)) is not None:
         yield url
         return
     from gateway.supervisor import only_one  # noqa: PLC0415 - what serving needs
 
     settings.home.mkdir(parents=True, exist_ok=True)
     with only_one(settings.home):
-        postgres = EmbeddedPostgres(settings.home)
+        server = EmbeddedPostgres(settings.home)
         try:
-            url = postgres.start()
-            migrate(url)
-            yield url
+            yield server.start()
         finally:
-            postgres.stop()
+            server.stop()
+
+
+def known_database(settings: Settings) -> str | None:
+    """Return the URL of the database that is set, or of the embedded one if it runs; ``None``: there is neither."""
+    if settings.database_url is not None or running_url(settings.home):
+        return database_url(settings)
+    return None

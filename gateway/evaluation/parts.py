@@ -135,16 +135,20 @@ async def judge_calls(settings: Settings, pool: Pool) -> AsyncIterator[tuple[Rel
         ConfigurationError: the judges' base URL is none, or this MLflow calls judges in a way that we do not know.
     """
     book = SpendingBook(pool)
-    budget = BudgetKeeper(_budget(settings), book)
-    rules = settings.judge_models
-    prices = Prices({model: _price(rule) for model, rule in rules.items() if rule.input_usd is not None})
-    parts = RelayParts(_limits(settings), prices, pool, database_url(settings), book, may_call=budget.may_call)
+    budget = BudgetKeeper(judge_budget(settings), book)
+    limits, prices = judge_limits(settings), judge_prices(settings)
+    parts = RelayParts(limits, prices, pool, database_url(settings), book, may_call=budget.may_call)
     async with Relay(parts) as relay:
         with relay.routing_judges():
             yield relay, budget
 
 
-def _limits(settings: Settings) -> JudgeLimits:
+def judge_limits(settings: Settings) -> JudgeLimits:
+    """Return what bounds the calls of judges, by the settings and, for where they go, the environment as it is.
+
+    Raises:
+        ConfigurationError: the judges' base URL is none.
+    """
     api_key = settings.judge_api_key.get_secret_value() if settings.judge_api_key else None
     base_url, key = upstream_of(os.environ, settings.judge_base_url, api_key)
     rules = settings.judge_models
@@ -159,11 +163,18 @@ def _limits(settings: Settings) -> JudgeLimits:
     )
 
 
+def judge_prices(settings: Settings) -> Prices:
+    """Return what judge models cost: those with a price in the settings by that, the others by MLflow's list."""
+    rules = settings.judge_models
+    return Prices({model: _price(rule) for model, rule in rules.items() if rule.input_usd is not None})
+
+
 def _price(rule: JudgeModelRule) -> Price:
     return Price(rule.input_usd or 0.0, rule.output_usd or 0.0, rule.cached_input_usd)
 
 
-def _budget(settings: Settings) -> Budget:
+def judge_budget(settings: Settings) -> Budget:
+    """Return what all judges together may spend, by the settings."""
     return Budget(
         settings.judge_usd_per_hour,
         settings.judge_usd_per_day,

@@ -248,7 +248,7 @@ async def _await_mlflow_schema(uri: str) -> None:
 
 
 async def _open_store(uri: str, experiment: str) -> MlflowStore:
-    """Open MLflow, as soon as it is there: traces wait in the outbox meanwhile, and who looks sees a process that runs."""
+    """Open MLflow as soon as it is there; traces wait in the outbox meanwhile."""
     while True:
         try:
             return await asyncio.to_thread(MlflowStore, uri, experiment)
