@@ -138,13 +138,14 @@ def _agreed() -> bool:
 async def _await_end(connection: psycopg.AsyncConnection[Any], live: "LiveScorer", count: int) -> None:
     from gateway.evaluation.rescoring import left  # noqa: PLC0415 - as above
 
-    with Progress(console=output(), transient=True) as progress:
+    console = output()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scored", total=count)
         while remaining := await left(connection, live):
             await connection.rollback()
             progress.update(task, total=max(count, remaining), completed=max(count - remaining, 0))
             await asyncio.sleep(_LOOK_S)
-    output().print("Done. `gateway scores failed` shows what has failed.")
+    console.print("Done. `gateway scores failed` shows what has failed.")
 
 
 def _shown(time: datetime) -> str:

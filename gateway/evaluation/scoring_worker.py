@@ -121,13 +121,12 @@ class ScoringWorker:
         return bool(claimed)
 
     async def _claim(self) -> list[Scoring]:
-        pressed = self._parts.is_pressed()
-        free = (1 if pressed else self._parts.concurrency) - self._under_way
+        free = (1 if self._parts.is_pressed() else self._parts.concurrency) - self._under_way
         if free <= 0:
             return []
-        # What was served long ago can wait, also longer than the budget is short: there, nothing is left out.
-        scorers, short = self._parts.scorers(), self._parts.room().budget < 1
-        waiting = [live.name for live in scorers if pressed or (short and live.is_judge)]
+        # What was served long ago can wait for as long as the budget is short: there, nothing is left out.
+        is_short = self._parts.room().budget < 1
+        waiting = [live.name for live in self._parts.scorers() if is_short and live.is_judge]
         try:
             return await self._parts.scorings.claim(free, waiting)
         except Exception as error:  # noqa: BLE001 - the database is away, most likely: it is looked again

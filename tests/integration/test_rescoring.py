@@ -14,7 +14,6 @@ from gateway.commands.rescore import rescore
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError
 from gateway.evaluation.catalog import load_scorers
-from gateway.evaluation.pressure import Seen
 from gateway.evaluation.rescoring import Window, cost_of_one, enqueue_back_fill, unscored
 from gateway.evaluation.scorings import Scorings
 from gateway.rules import ScorerRule
@@ -142,7 +141,7 @@ async def test_a_higher_share_adds_to_what_is_there_and_makes_all_as_likely(sett
 
 
 async def test_back_fills_wait_for_what_is_live(settings, mlflow_uri, rows) -> None:
-    """Live scorings are claimed first; under pressure, or while the budget is short, back-fills are not claimed."""
+    """Live scorings are claimed first, and back-fills of scorers that are to wait not at all."""
     fill(settings, made("s-1"), made("s-2"))
     live = settings.model_copy(update={"scorers": {"polite": ScorerRule(), "whole": ScorerRule(share=0)}})
     async with evaluator(settings, mlflow_uri, alive=True) as parts:
@@ -157,9 +156,6 @@ async def test_back_fills_wait_for_what_is_live(settings, mlflow_uri, rows) -> N
         assert [each.back_fill for each in first] == [False]
         await scorings.give_back(first)
         assert not [each for each in await scorings.claim(3, ["polite"]) if each.back_fill]
-        parts.pressure.heed(Seen(1.0, 0.0, 0.0))
-        await parts.worker.work_off()
-        assert rows("SELECT count(*) FROM scorings WHERE back_fill AND attempts = 0") == [(2,)]
 
 
 async def test_the_command_says_the_cost_first(settings, mlflow_uri, rows, capsys) -> None:
