@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from gateway.rules import ScorerRule
 from gateway.settings import Settings
 from gateway.storage.scorings import failures, retry
 from gateway.testing import HttpError, ScriptedOpenAI
@@ -145,3 +146,20 @@ async def test_what_plain_code_failed_at_is_tried_again_by_hand_too(settings, ml
     assert rows("SELECT state, scored_by FROM runs") == [("scored", 1)]
     valid = [each for each in trace.info.assessments if each.valid is not False]
     assert [(each.name, each.feedback.value) for each in valid] == [("moody", True)]
+
+
+async def test_what_pressure_leaves_out_is_counted_and_weighted(settings, mlflow_uri, rows) -> None:
+    """Under lasting pressure a part is scored, with its probability; the rest is stored, and counted with the reason."""
+    settings = settings.model_copy(update={"scorers": {"polite": ScorerRule(share=0.0)}})
+    fill(settings, *[made(f"s-{number}") for number in range(60)])
+    async with evaluator(settings, mlflow_uri, alive=True) as parts:
+        parts.pressure.share = 0.3
+        await parts.intake.drain()
+        stored = await asyncio.to_thread(parts.store.known, [row[0] for row in rows("SELECT trace_id FROM runs")])
+    assert len(stored) == 60
+    counted = dict(rows("SELECT state || ':' || coalesce(reason, ''), count(*) FROM runs GROUP BY 1"))
+    assert counted.keys() == {"scored:", "budget_skipped:pressure"}
+    assert rows("SELECT count(*), min(inclusion_probability) FROM scores") == [(counted["scored:"], 0.3)]
+    assert rows("""SELECT count(*) FROM runs WHERE skips->>'short' = 'pressure'""") == [
+        (counted["budget_skipped:pressure"],)
+    ]
