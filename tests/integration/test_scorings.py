@@ -149,7 +149,7 @@ async def test_what_plain_code_failed_at_is_tried_again_by_hand_too(settings, ml
 
 
 async def test_what_pressure_leaves_out_is_counted_and_weighted(settings, mlflow_uri, rows) -> None:
-    """Under lasting pressure a part is scored, with its probability; the rest is stored, and counted with the reason."""
+    """Under lasting pressure a part is scored, with its probability; the rest is stored, and the ledger says why."""
     settings = settings.model_copy(update={"scorers": {"polite": ScorerRule(share=0.0)}})
     fill(settings, *[made(f"s-{number}") for number in range(60)])
     async with evaluator(settings, mlflow_uri, alive=True) as parts:
