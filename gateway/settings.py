@@ -38,6 +38,8 @@ MLFLOW_DEFAULTS = {
     # The price list that MLflow ships, not the newest from the web: where the web is away, the first trace would wait
     # for it through every retry.
     "MLFLOW_MODEL_CATALOG_URI": "",
+    # The same of LiteLLM's, where that is installed.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 """Environment of the processes that run MLflow, unless set otherwise: it calls nobody by itself."""
 

@@ -13,16 +13,14 @@ from mlflow.tracing.constant import (
     TRACE_REQUEST_RESPONSE_PREVIEW_MAX_LENGTH_OSS,
     TRACE_SCHEMA_VERSION,
     TRACE_SCHEMA_VERSION_KEY,
+    CostKey,
     SpanAttributeKey,
     TokenUsageKey,
     TraceMetadataKey,
     TraceTagKey,
 )
-from mlflow.tracing.utils import (
-    aggregate_cost_from_spans,
-    aggregate_usage_from_spans,
-    calculate_cost_by_model_and_token_usage,
-)
+from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
+from mlflow.utils.providers import cost_per_token
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
@@ -130,8 +128,27 @@ def _priced(span: Span, trace: Trace) -> dict[str, Any]:
     if trace.offline or not usage or not isinstance(model, str) or SpanAttributeKey.LLM_COST in span.attributes:
         return {}
     provider = span.attributes.get(SpanAttributeKey.MODEL_PROVIDER)
-    cost = calculate_cost_by_model_and_token_usage(model, usage, provider)
-    return {SpanAttributeKey.LLM_COST: cost} if cost else {}
+    # Not by MLflow's function around it: where LiteLLM is installed that imports it, in the middle of the first trace.
+    for named in (str(provider).lower(), None) if provider else (None,):
+        costs = cost_per_token(
+            model,
+            usage.get(TokenUsageKey.INPUT_TOKENS, 0),
+            usage.get(TokenUsageKey.OUTPUT_TOKENS, 0),
+            named,
+            cache_read_input_tokens=usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS),
+            cache_creation_input_tokens=usage.get(TokenUsageKey.CACHE_CREATION_INPUT_TOKENS),
+        )
+        if costs is not None:
+            return {SpanAttributeKey.LLM_COST: _cost(*costs)}
+    return {}
+
+
+def _cost(input_usd: float, output_usd: float) -> dict[str, float]:
+    return {
+        CostKey.INPUT_COST: input_usd,
+        CostKey.OUTPUT_COST: output_usd,
+        CostKey.TOTAL_COST: input_usd + output_usd,
+    }
 
 
 def _span(span: Span, trace: Trace) -> MlflowSpan:

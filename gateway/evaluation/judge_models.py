@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.util import find_spec
 
-from mlflow.gateway.provider_registry import is_supported_provider
 from mlflow.genai.judges.base import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
@@ -12,6 +10,13 @@ from mlflow.genai.scorers.base import EnsembleScorer, Scorer, ScorerKind, flatte
 from mlflow.genai.scorers.builtin_scorers import BuiltInScorer, SessionLevelScorer
 
 from gateway.errors import ConfigurationError
+from gateway.evaluation.judging.providers import (
+    is_litellm_installed,
+    is_litellms,
+    is_mlflows,
+    is_relayed,
+    load_litellm,
+)
 
 _KEYS = {
     "openai": ("OPENAI_API_KEY",),
@@ -28,6 +33,20 @@ _KEYS = {
 }
 """What MLflow reads from the environment to call a provider. The others have logins of their own, or none."""
 _MLFLOWS_OWN = frozenset({"gateway", "endpoints"})  # served by MLflow, under whatever name somebody gave
+_NEVER_ASKED = frozenset(
+    {
+        "ai21labs",
+        "cohere",
+        "databricks-model-serving",
+        "huggingface-text-generation-inference",
+        "litellm",
+        "mlflow-model-serving",
+        "mosaicml",
+        "palm",
+        "portkey",
+    }
+)
+"""Providers that MLflow keeps for itself, so that LiteLLM does not get them either, and that its judges cannot ask."""
 _DATABRICKS = "databricks"
 
 
@@ -103,19 +122,59 @@ def what_model_lacks(model: str, environment: Mapping[str, str]) -> str | None:
         return f"{model} is no model: write provider:/model, as openai:/gpt-4o-mini."
     if provider in _MLFLOWS_OWN:
         return None
-    if not is_supported_provider(provider):
-        if find_spec("litellm") is not None:
-            return None
-        near = get_close_matches(provider, list(_KEYS), n=1)
-        meant = f"did you mean {near[0]}:/{name}? Else " if near else ""
+    if provider in _NEVER_ASKED:
         return (
-            f"MLflow does not know the provider {provider} by itself; {meant}install LiteLLM, which does: "
-            "`pip install 'agent-gateway[judges]'`."
+            f"MLflow's judges cannot ask the provider {provider}. Put a server that speaks OpenAI's API before it, "
+            f"name it in GATEWAY_JUDGE_BASE_URL, and write openai:/{name}."
         )
+    if not is_mlflows(provider):
+        return _what_litellm_lacks(provider, name)
     if missing := [key for key in _KEYS.get(provider, ()) if not environment.get(key)]:
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set, which {model} needs." + (
             " Set it, or GATEWAY_JUDGE_API_KEY; for a local server with GATEWAY_JUDGE_BASE_URL any text will do."
             if provider == "openai"
             else ""
         )
+    return None
+
+
+def _what_litellm_lacks(provider: str, name: str) -> str | None:
+    near = get_close_matches(provider, list(_KEYS), n=1)
+    meant = f"did you mean {near[0]}:/{name}? " if near else ""
+    if not is_litellm_installed():
+        return (
+            f"MLflow does not know the provider {provider} by itself; {meant and meant + 'Else '}install "
+            "LiteLLM, which does: `pip install 'agent-gateway[judges]'`."
+        )
+    # Imported here, in one thread: judges that import it all at once, each in a thread of its own, may wait for ever.
+    if provider in [each.value for each in load_litellm().provider_list]:
+        return None
+    return f"Neither MLflow nor LiteLLM knows the provider {provider}" + (f"; {meant.strip()}" if meant else ".")
+
+
+def keys_that_litellm_misses(model: str, environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that LiteLLM wants for a model and that are not set; none for a model that it does not ask.
+
+    It does not know every way to log in, nor every name of a key. So a provider of which anything is set is left alone.
+    """
+    if not is_litellms(model):
+        return []
+    provider, _, name = model.partition(":/")
+    wanted: list[str] = load_litellm().validate_environment(model=f"{provider}/{name.lstrip('/')}")["missing_keys"]
+    begun = (provider.partition("_")[0].upper(), *(key.partition("_")[0] for key in wanted))
+    return [] if any(value and key.startswith(begun) for key, value in environment.items()) else wanted
+
+
+def what_cannot_be_bounded(scorer: Scorer, model: str) -> str | None:
+    """Return which of a judge's calls go past the relay, past limits and budget, as a sentence; ``None``: none do.
+
+    Args:
+        scorer: the judge.
+        model: that it asks, in MLflow's form.
+    """
+    of_libraries = [part for part in flatten_scorers([scorer]) if part.kind == ScorerKind.THIRD_PARTY]
+    if any(_asks(part) for part in of_libraries) and not model.startswith("openai:/"):
+        return f"a scorer of another library asks {model} by clients of its own."
+    if not is_relayed(model):
+        return f"MLflow asks {model} by a client of its own."
     return None

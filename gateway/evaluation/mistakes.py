@@ -14,9 +14,11 @@ from typing import Literal
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers.base import Scorer, flatten_scorers
 
-from gateway.evaluation.judge_models import what_model_lacks
+from gateway.evaluation.judge_models import keys_that_litellm_misses, what_cannot_be_bounded, what_model_lacks
+from gateway.evaluation.judging.prices import Prices
 from gateway.evaluation.scoring import LiveScorer
-from gateway.settings import Settings
+from gateway.settings import Settings, config_path
+from gateway.toml_lines import place_of
 
 Severity = Literal["error", "warning", "note"]
 
@@ -51,6 +53,10 @@ _MEANT = {word: variable for variable, words in _VARIABLES.items() for word in (
 _SINGLE = re.compile(r"(?<![{$])\{\s*([A-Za-z_][\w.]*)\s*\}(?!\})")
 _ANY = re.compile(r"\{+\s*([A-Za-z_][\w.]*)\s*\}+")
 _REFUSED = ("must contain at least one variable", "contains unsupported variables")
+_IN_FRONT = (
+    "Put a server that speaks OpenAI's API before the provider (LiteLLM's proxy is one), name it in "
+    "GATEWAY_JUDGE_BASE_URL, and write openai:/name."
+)
 _S3_ENDPOINTS = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -75,7 +81,7 @@ def mistakes_of_settings(
         environment: variables that MLflow will see.
     """
     scorers = list(scorers)
-    findings = [*_of_models(settings, scorers, environment)]
+    findings = [*_of_models(settings, scorers, environment), *_of_datasets(settings, scorers)]
     if is_file_store(settings.mlflow_tracking_uri):
         findings.append(_file_store(str(settings.mlflow_tracking_uri)))
     findings += of_artifacts(
@@ -159,10 +165,58 @@ def _of_models(settings: Settings, scorers: list[LiveScorer], environment: Mappi
         if live.model:
             asked.setdefault(live.model, []).append(live)
     for model, judges in asked.items():
+        names = ", ".join(live.name for live in judges)
+        place = judges[0].place if judges[0].rule.judge_model else "GATEWAY_JUDGE_MODEL"
         if lacks := what_model_lacks(model, seen):
-            names = ", ".join(live.name for live in judges)
-            place = judges[0].place if judges[0].rule.judge_model else "GATEWAY_JUDGE_MODEL"
             yield Finding("error", place, f"{names} cannot ask {model}.", lacks)
+            continue
+        if keys := keys_that_litellm_misses(model, seen):
+            problem = (
+                f"LiteLLM, by which {names} asks {model}, wants {' and '.join(keys)}, and finds nothing of the kind."
+            )
+            yield Finding(
+                "warning", place, problem, "Set it in the evaluator's environment, unless this host is known."
+            )
+        yield from _of_limits(settings, model, judges, place)
+
+
+def _of_limits(settings: Settings, model: str, judges: list[LiveScorer], place: str) -> Iterable[Finding]:
+    """Find judges whose calls no limit reaches, and a budget in money that does not count a model."""
+    past = {live.name: said for live in judges if (said := what_cannot_be_bounded(live.scorer, model))}
+    if past:
+        problem = (
+            f"{', '.join(past)}: {next(iter(past.values()))} No limit holds for its calls, and no budget counts them."
+        )
+        yield Finding("warning", place, problem, _IN_FRONT)
+    has_budget = settings.judge_usd_per_hour is not None or settings.judge_usd_per_day is not None
+    if not has_budget or len(past) == len(judges):
+        return
+    rule = settings.judge_models.get(model)
+    if (rule is None or rule.input_usd is None) and Prices({}).of(model) is None:
+        yield Finding(
+            "warning",
+            "GATEWAY_JUDGE_USD_PER_HOUR" if settings.judge_usd_per_hour is not None else "GATEWAY_JUDGE_USD_PER_DAY",
+            f"the price of {model} is unknown: the budget in US dollars does not count what it costs.",
+            f'Give its price in gateway.toml, as [judge_models."{model}"] with input_usd and output_usd for a million '
+            "tokens, or set a budget in tokens, GATEWAY_JUDGE_TOKENS_PER_HOUR or GATEWAY_JUDGE_TOKENS_PER_DAY.",
+        )
+
+
+def _of_datasets(settings: Settings, scorers: list[LiveScorer]) -> Iterable[Finding]:
+    """Find rules for what is not there. A scorer may name its scores as it likes, so it is no more than a warning."""
+    known = {
+        "scorers": sorted(live.name for live in scorers),
+        "agents": sorted(path.parent.name for path in settings.agents_dir.glob("*/agent.py")),
+    }
+    for name, rule in settings.datasets.items():
+        for key, named in (("scorers", rule.scorers), ("agents", rule.agents)):
+            if unknown := sorted(set(named or ()) - set(known[key])):
+                yield Finding(
+                    "warning",
+                    place_of(config_path(), "datasets", name, key) or f"[datasets.{name}]",
+                    f"{key} names {', '.join(unknown)}, and nothing of that name runs live.",
+                    f"There are {', '.join(known[key]) or 'none'}.",
+                )
 
 
 def is_file_store(uri: str | None) -> bool:

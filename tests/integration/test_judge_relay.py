@@ -19,11 +19,12 @@ from mlflow.genai import make_judge, scorer
 from mlflow.genai.judges.adapters import gateway_adapter
 from mlflow.genai.scorers import Guidelines
 
-from gateway.evaluation.judging.binding import calling_under, is_relayed
+from gateway.evaluation.judging.binding import calling_under
 from gateway.evaluation.judging.budget import Budget, Spent
 from gateway.evaluation.judging.leases import Lease
 from gateway.evaluation.judging.limits import JudgeLimits, ModelLimits, RequestRate, SlotKeeper
 from gateway.evaluation.judging.prices import Price, Prices, Tokens
+from gateway.evaluation.judging.providers import is_relayed
 from gateway.evaluation.judging.relay import Relay, RelayParts, upstream_of
 from gateway.evaluation.judging.spending import BudgetKeeper, SpendingBook
 from gateway.settings import sibling_database

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.dataset_rules import DatasetRule, DatasetRules
-from gateway.evaluation.datasets.rules import Verdict, limits_of, never_met, reasons, verdict_of
+from gateway.evaluation.datasets.rules import Verdict, limits_of, reasons, verdict_of
 
 
 def rule(**fields: object) -> DatasetRule:
@@ -111,11 +111,3 @@ def test_rules_are_named_like_a_dataset_unless_they_name_one() -> None:
     assert rules.validate_python({"it's": {"dataset": "golden"}})["it's"].dataset == "golden"
     with pytest.raises(ValidationError, match="letters, digits"):
         rules.validate_python({"it's": {}})
-
-
-def test_a_rule_that_never_takes_anything_is_told() -> None:
-    """A scorer or an agent that is not there is named, with what is there."""
-    rules = {"golden": rule(when="passed", scorers=["a", "typo"]), "other": rule(agents=["nobody"])}
-    told = never_met(rules, ["a", "b"], ["math"])
-    assert told[0].startswith("[datasets.golden] scorers names typo")
-    assert told[1].endswith("there are math.")

@@ -268,3 +268,13 @@ def test_all_together_on_a_file_store(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "GATEWAY_MLFLOW_TRACKING_URI: ./mlruns is a file store" in text
     assert "safety cannot ask opnai:/x" in text
     assert "agents/math/golden.jsonl, line 1: 1 of 1 records has no `inputs`" in text
+
+
+def test_a_datasets_rule_for_what_is_not_there() -> None:
+    """A scorer or an agent that is not there is named, with the rule's place and what there is."""
+    rules = {"golden": {"when": "passed", "scorers": ["typo"]}, "other": {"agents": ["nobody", "math"]}}
+    golden, other = mistakes_of_settings(Settings(datasets=rules), [], {})
+    assert str(golden) == ("[datasets.golden]: scorers names typo, and nothing of that name runs live. There are none.")
+    assert str(other) == (
+        "[datasets.other]: agents names nobody, and nothing of that name runs live. There are math, support."
+    )

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.evaluation.judging.prices import Price, Prices, Tokens
-from gateway.evaluation.judging.wire import model_of, retry_after_s, tokens_of
+from gateway.evaluation.judging.wire import LITELLM_URL, model_of, retry_after_s, tokens_of
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,7 @@ def test_retry_after(headers, expected):
         ("https://a/openai/deployments/mine/chat/completions?v=1", {}, "azure:/mine", "azure:/mine"),
         ("https://a/v1/chat/completions", {"model": "other"}, "openai:/gpt-x", "openai:/other"),
         ("https://a/v1/chat/completions", {}, None, "openai:/unknown"),
+        (LITELLM_URL, {"model": "fireworks_ai/accounts/x"}, "openai:/x", "fireworks_ai:/accounts/x"),
     ],
 )
 def test_model_of_a_call(url, body, lease_model, expected):

@@ -1,6 +1,6 @@
 """Which rule takes a trace into which dataset: decisions without any I/O."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gateway.dataset_rules import DatasetRule
@@ -34,25 +34,6 @@ class Verdict(NamedTuple):
 def dataset_of(name: str, rule: DatasetRule) -> str:
     """Return the MLflow dataset that a rule feeds."""
     return rule.dataset or name
-
-
-def never_met(rules: Rules, scorers: Collection[str], agents: Collection[str]) -> list[str]:
-    """Return what to tell a person of rules that may never take anything.
-
-    Args:
-        rules: of the settings.
-        scorers: names of those that run live.
-        agents: names of those that are there.
-    """
-    told = []
-    for name, rule in rules.items():
-        for kind, named, known in (("scorers", rule.scorers, scorers), ("agents", rule.agents, agents)):
-            if unknown := sorted(set(named or ()) - set(known)):
-                told.append(
-                    f"[datasets.{name}] {kind} names {', '.join(unknown)}, and nothing of that name runs live; there "
-                    f"are {', '.join(sorted(known)) or 'none'}."
-                )
-    return told
 
 
 def limits_of(rules: Rules, rule: str | None, dataset: str) -> DatasetRule:

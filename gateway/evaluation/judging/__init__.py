@@ -5,6 +5,8 @@ that nobody can stop. So its calls are counted and bounded where they leave:
 
 ``leases``     what one scoring may spend and has spent
 ``binding``    ties each HTTP call of a judge to the scoring that it belongs to
+``providers``  which way the calls of a model take
+``litellms``   how those of LiteLLM's providers get to the relay, and out of it
 ``relay``      the local server that all calls go through
 ``upstream``   one call: retries, backoff, deadline, what it used
 ``wire``       how requests and answers look on the way

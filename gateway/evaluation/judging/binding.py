@@ -7,52 +7,30 @@ context windows, its memory of who takes which format, and the assessment's sour
 have to get into every copy of every inner judge, and out of all of these again.
 
 Where the calls leave, MLflow has one function, `send_chat_request`. While judges run, ours stands in its place: it adds
-the lease, turns MLflow's own retries off, and sends calls for other providers to the relay as well. A thread that a
-scorer starts by hand has no context; its calls still go through the relay, and within all limits but the lease's.
+the lease, turns MLflow's own retries off, and sends calls for other providers to the relay as well. So it is with
+`_invoke_litellm`, by which MLflow asks the providers that it does not know (`litellms`). A thread that a scorer starts
+by hand has no context; its calls still go through the relay, and within all limits but the lease's.
 """
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from mlflow.genai.judges.adapters import gateway_adapter
+from mlflow.genai.judges.adapters import gateway_adapter, litellm_adapter
 
 from gateway.errors import ConfigurationError
+from gateway.evaluation.judging.litellms import by_litellm
+from gateway.evaluation.judging.providers import is_litellm_installed
 
 Route = Callable[[str, dict[str, str], str | None], tuple[str, dict[str, str]]]
 """From a call's URL, headers and lease to the URL and headers with which it goes to the relay."""
 
-RELAYED_PROVIDERS = frozenset(
-    {
-        "openai",
-        "azure",
-        "anthropic",
-        "gemini",
-        "mistral",
-        "togetherai",
-        "groq",
-        "deepseek",
-        "xai",
-        "openrouter",
-        "ollama",
-        "databricks",
-        "vertex_ai",
-        "sap-ai-core",
-        "gateway",
-    }
-)
-"""Providers whose judges MLflow asks by HTTP itself. The others' clients are their own: LiteLLM, boto3, Databricks'."""
-
 _PARAMETERS = {"endpoint", "headers", "payload", "num_retries"}
 _lease_id: ContextVar[str | None] = ContextVar("judge_lease", default=None)
-
-
-def is_relayed(model: str) -> bool:
-    """Whether the calls of judges with this model go through the relay."""
-    return model.partition(":/")[0] in RELAYED_PROVIDERS
 
 
 @contextmanager
@@ -72,20 +50,41 @@ def judges_routed(route: Route) -> Iterator[None]:
     Raises:
         ConfigurationError: this MLflow sends them in another way than the one we know.
     """
-    send: Any = getattr(gateway_adapter, "send_chat_request", None)
-    if send is None or set(inspect.signature(send).parameters) != _PARAMETERS:
-        raise ConfigurationError(
-            "This version of MLflow calls judges in a way that the gateway cannot bound. Install one that it was "
-            "tested with (see constraints.txt), or unset GATEWAY_JUDGE_MODEL to run without judges."
-        )
+    send = _known(gateway_adapter, "send_chat_request", _PARAMETERS)
 
     @functools.wraps(send)
     def send_by_route(endpoint: str, headers: dict[str, str], payload: Any, num_retries: int) -> Any:  # noqa: ARG001
         url, all_headers = route(endpoint, headers, _lease_id.get())
         return send(endpoint=url, headers=all_headers, payload=payload, num_retries=0)
 
-    gateway_adapter.send_chat_request = send_by_route
+    def send_for_litellm(url: str | None, body: dict[str, Any]) -> Any:
+        return send_by_route(url or f"{os.environ['OPENAI_API_BASE']}/chat/completions", {}, body, 0)
+
+    invoke = by_litellm(send_for_litellm)
+    with ExitStack() as stack:
+        stack.enter_context(_in_place(gateway_adapter, "send_chat_request", send_by_route))
+        if is_litellm_installed():
+            _known(litellm_adapter, "_invoke_litellm", set(inspect.signature(invoke).parameters))
+            stack.enter_context(_in_place(litellm_adapter, "_invoke_litellm", invoke))
+        yield
+
+
+def _known(module: Any, name: str, parameters: set[str]) -> Any:
+    """Return MLflow's function, if it takes what we know."""
+    function = getattr(module, name, None)
+    if function is None or set(inspect.signature(function).parameters) != parameters:
+        raise ConfigurationError(
+            "This version of MLflow calls judges in a way that the gateway cannot bound. Install one that it was "
+            "tested with (see constraints.txt), or unset GATEWAY_JUDGE_MODEL to run without judges."
+        )
+    return function
+
+
+@contextmanager
+def _in_place(module: Any, name: str, ours: Any) -> Iterator[None]:
+    theirs = getattr(module, name)
+    setattr(module, name, ours)
     try:
         yield
     finally:
-        gateway_adapter.send_chat_request = send
+        setattr(module, name, theirs)

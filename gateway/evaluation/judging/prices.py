@@ -1,10 +1,12 @@
-"""What a call costs: the settings' prices first, then those that MLflow ships, else it is unknown."""
+"""What a call costs: the settings' prices first, then those that MLflow ships, then LiteLLM's, else it is unknown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow.metrics.genai.model_utils import _parse_model_uri
 from mlflow.utils.providers import cost_per_token
+
+from gateway.evaluation.judging.providers import is_litellms, load_litellm
 
 _MILLION = 1_000_000
 
@@ -52,9 +54,9 @@ class Prices:
         self._found: dict[str, Price | None] = {}
 
     def of(self, model: str) -> Price | None:
-        """Return a model's price; ``None``: unknown. Reads a file of MLflow's the first time."""
+        """Return a model's price; ``None``: unknown. Reads a file of MLflow's the first time, or imports LiteLLM."""
         if model not in self._found:
-            self._found[model] = self._table.get(model) or _mlflow_price(model)
+            self._found[model] = self._table.get(model) or _mlflow_price(model) or _litellm_price(model)
         return self._found[model]
 
 
@@ -66,3 +68,17 @@ def _mlflow_price(model: str) -> Price | None:
     if one_each is None or cached is None or not sum(one_each):  # a model that it knows without a price costs 0 there
         return None
     return Price(one_each[0], one_each[1], cached[0])
+
+
+def _litellm_price(model: str) -> Price | None:
+    """Return the price in LiteLLM's list of a model that LiteLLM is to ask; it is not imported for others."""
+    if not is_litellms(model):
+        return None
+    name = "/".join(_parse_model_uri(model))
+    cost = load_litellm().cost_per_token
+    try:
+        each = cost(model=name, prompt_tokens=_MILLION, completion_tokens=_MILLION)
+        cached = cost(model=name, prompt_tokens=_MILLION, completion_tokens=0, cache_read_input_tokens=_MILLION)
+    except Exception:  # noqa: BLE001 - it raises bare ones for a model that it does not list
+        return None
+    return Price(each[0], each[1], cached[0] or None) if sum(each) else None  # it says 0 where it does not know

@@ -235,7 +235,11 @@ class Relay:
 
     async def _answer(self, method: str, path: str, headers: dict[str, str], receive: _Receive) -> Reply:
         if not self._is_ours(headers):
-            return _error(401, "This address is for the judges of one evaluator only.")
+            return _error(
+                401,
+                "This address is for the judges of one evaluator only. (A judge that ends here asks a provider that "
+                "looks for its address in OPENAI_API_BASE; set the provider's own variable.)",
+            )
         if method != "POST" or not path.startswith(f"{_PREFIX}/"):
             return _error(404, "The relay takes POST requests of OpenAI's API.")
         body = await _read(receive)

@@ -13,9 +13,11 @@ from gateway.evaluation.judging.breaker import Breaker, Passage
 from gateway.evaluation.judging.budget import Spent
 from gateway.evaluation.judging.leases import Lease, Problem, ProblemKind, Usage
 from gateway.evaluation.judging.limits import JudgeLimits, ModelLimits, RequestRate, SlotKeeper
+from gateway.evaluation.judging.litellms import LiteLLMTransport
 from gateway.evaluation.judging.prices import Price, Prices, Tokens
 from gateway.evaluation.judging.spending import SpendingBook
 from gateway.evaluation.judging.wire import (
+    LITELLM_SCHEME,
     Call,
     error_message,
     estimated_tokens,
@@ -100,7 +102,11 @@ class Upstream:
         self._may_call = may_call
         self._clock = clock
         # Times are bounded here, connections by the slots.
-        self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))  # noqa: S113
+        self._client = httpx.AsyncClient(
+            timeout=None,  # noqa: S113
+            limits=httpx.Limits(max_connections=None),
+            mounts={LITELLM_SCHEME: LiteLLMTransport(limits.call_timeout_s)},
+        )
         self.models: dict[str, JudgeModel] = {}
         """What was asked so far, by model."""
 

@@ -16,6 +16,9 @@ LEASE_HEADER = "x-gateway-lease"
 """Id of the lease that the call belongs to."""
 ENDPOINT_HEADER = "x-gateway-endpoint"
 """URL that the call was meant for, if it is not the relay's own base URL."""
+LITELLM_SCHEME = "litellm://"
+"""Of the URL of a call that LiteLLM is to make; the body's model has the provider: ``hosted_vllm/name``."""
+LITELLM_URL = f"{LITELLM_SCHEME}any/chat/completions"
 
 _BYTES_PER_TOKEN = 4  # of English text; what bounds spending may be rough
 _TOKENS_PER_IMAGE = 1000
@@ -70,9 +73,12 @@ def model_of(url: str, body: dict[str, Any], lease_model: str | None) -> str:
     """Return the model that a call asks, in MLflow's form.
 
     The request says the name (Gemini and Azure in the URL). The provider is the lease's if that is its model, else
-    OpenAI, whose API it is that others imitate.
+    OpenAI, whose API it is that others imitate. Before a name for LiteLLM stands the provider.
     """
     name = body.get("model")
+    if url.startswith(LITELLM_SCHEME):
+        provider, _, name = str(name).partition("/")
+        return f"{provider}:/{name}"
     if not isinstance(name, str):
         found = _MODEL_IN_URL.search(url)
         name = found.group(1) if found else "unknown"
