@@ -3,23 +3,23 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from gateway.commands.stored import known_database, need_mlflow, output, postgres
 from gateway.crypto import load_keys
 from gateway.errors import ConfigurationError
 from gateway.logs import configure_logging
-from gateway.settings import Settings, load_settings, sibling_database, sqlalchemy_url
-from gateway.storage.database import create_database, database_url
-from gateway.storage.embedded import EmbeddedPostgres, running_url
+from gateway.settings import Settings, load_settings
+from gateway.storage.database import create_database
 from gateway.tracing.redaction.redactor import Redactor
 
 if TYPE_CHECKING:  # these take seconds to import, which `--help` need not wait for
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # these take seconds to import, which `--help` need not wait 
     from gateway.evaluation.offline.gate import Wanted
 
 _Names = Annotated[list[str] | None, Parameter(negative="")]
-_PIPE_WIDTH = 120
 
 
 def register(app: App) -> None:
@@ -65,11 +64,11 @@ def evaluate(
     from gateway.evaluation.offline.reporting import announce, show  # noqa: PLC0415 - see above
 
     options = Options(agent, dataset, scorer or (), _workers(workers), _timeout(timeout), run_name)
-    console = _output()
-    with _open(settings, experiment):
+    console = output()
+    with _open(settings, experiment) as place:
         evaluation = prepare(settings, options)
         announce(evaluation, console)
-        result = _run(evaluation, {})
+        result = _run(place, evaluation, {})
         show(result, console)
     sys.exit(1 if result.metrics["error_cases"] == result.metrics["total_cases"] else 0)
 
@@ -117,46 +116,58 @@ def gate(
     settings = _prepare()
     from gateway.evaluation.offline.deciding import prepare_gate  # noqa: PLC0415 - see above
     from gateway.evaluation.offline.evaluate import Options, prepare  # noqa: PLC0415 - see above
-    from gateway.evaluation.offline.reporting import announce, show, verdict_line  # noqa: PLC0415 - see above
+    from gateway.evaluation.offline.reporting import announce, show, show_decision  # noqa: PLC0415 - see above
 
     wanted = _wanted(pass_rate, score, margin, score_margin, strict)
     _check_writable(report)
     options = Options(agent, dataset, scorer or (), _workers(workers), _timeout(timeout), run_name, score)
-    console = _output()
-    with _open(settings, experiment) as experiment_id:
-        checked = prepare_gate(prepare(settings, options), experiment_id, wanted, metric or (), baseline)
+    console = output()
+    with _open(settings, experiment) as place:
+        checked = prepare_gate(prepare(settings, options), place.experiment_id, wanted, metric or (), baseline)
         announce(checked.evaluation, console)
-        result, decision = checked.run(report, _run)
+        result, decision = checked.run(report, partial(_run, place))
         show(result, console)
-    for note in decision.notes:
-        console.print(Text(f"Note: {note}"), soft_wrap=True)
-    for check in decision.checks:
-        console.print(Text(f"{'✓' if check.passed else '✗'} {check}"), soft_wrap=True)
-    style = "bold green" if decision.passed else "bold red"
-    console.print(Text(verdict_line(decision), style), soft_wrap=True)
+    show_decision(decision, console)
     sys.exit(0 if decision.passed else 1)
+
+
+class _Place(NamedTuple):
+    """Where an evaluation is logged, and what its judges are bounded by."""
+
+    settings: Settings
+    experiment_id: str
+    database: str | None
+    """URL of the gateway's own database; ``None``: it has none here."""
 
 
 def _prepare() -> Settings:
     """Read the settings, see that MLflow is there, and keep the logs of libraries out of the way."""
-    try:
-        distribution("mlflow")  # `import mlflow` works without it: `mlflow-tracing` has a part of the same name
-    except PackageNotFoundError:
-        raise ConfigurationError(
-            "Evaluation needs MLflow; install it with `pip install 'agent-gateway[evaluation]'`."
-        ) from None
+    need_mlflow("Evaluation")
     # MLflow reads them when it is imported. The bar that it may show would stand beside ours.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TQDM_DISABLE", "1")
     settings = load_settings()
     redactor = Redactor(load_keys(settings).derive("redaction"), settings.redact_patterns)
     configure_logging(settings.log_level, redactor.text)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for relay in ("uvicorn.error", "gateway.evaluation.judging"):  # what fails there is said with the case
+        logging.getLogger(relay).setLevel(logging.WARNING)
     return settings
 
 
-def _run(evaluation: "Evaluation", more_params: dict[str, str]) -> "Result":
+def _run(place: _Place, evaluation: "Evaluation", more_params: dict[str, str]) -> "Result":
     """Run the evaluation with a bar on a terminal, and without a word elsewhere."""
+    from gateway.evaluation.offline.judged import judged  # noqa: PLC0415 - see above
+
+    with judged(place.settings, place.database, evaluation.selection.all, runs_agents=True) as judges:
+        for note in judges.notes if judges else ():
+            output().print(Text(f"Note: {note}"), soft_wrap=True)
+        with _bar(len(evaluation.keys)) as advance:
+            return evaluation.run(more_params, advance, judges)
+
+
+@contextmanager
+def _bar(cases: int) -> Iterator[Callable[[], None]]:
+    """Show how far it is; give what is to be called for each case that was answered."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -166,54 +177,44 @@ def _run(evaluation: "Evaluation", more_params: dict[str, str]) -> "Result":
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        answers = progress.add_task("Answering", total=len(evaluation.keys))
+        answers = progress.add_task("Answering", total=cases)
 
         def advance() -> None:
             progress.advance(answers)
             if progress.tasks[0].finished:
                 progress.update(answers, description="Scoring")
 
-        return evaluation.run(more_params, advance)
+        yield advance
 
 
 @contextmanager
-def _open(settings: Settings, experiment: str | None) -> Iterator[str]:
-    """Have MLflow, and give the experiment's id."""
+def _open(settings: Settings, experiment: str | None) -> Iterator[_Place]:
+    """Have MLflow and its experiment; an own one needs the gateway's Postgres, which runs meanwhile if it does not."""
     from gateway.evaluation.offline.mlflows import experiment_name, open_experiment  # noqa: PLC0415 - see above
+    from gateway.evaluation.store import tracking_uri  # noqa: PLC0415 - see above
 
-    with _tracking_uri(settings) as uri:
-        yield open_experiment(settings, uri, experiment or experiment_name(settings))
+    with _database(settings) as database:
+        name = experiment or experiment_name(settings)
+        experiment_id = open_experiment(settings, tracking_uri(settings, database or ""), name)
+        yield _Place(settings, experiment_id, database)
 
 
 @contextmanager
-def _tracking_uri(settings: Settings) -> Iterator[str]:
-    """Give MLflow's address: the one that is set, or the home's own database, whose Postgres runs meanwhile."""
-    if settings.mlflow_tracking_uri is not None:
-        yield sqlalchemy_url(settings.mlflow_tracking_uri)
+def _database(settings: Settings) -> Iterator[str | None]:
+    """Give the URL of the gateway's database, with MLflow's beside it; it may be missing if MLflow is elsewhere."""
+    if not settings.runs_own_mlflow:
+        yield known_database(settings)
         return
-    if settings.database_url is not None or running_url(settings.home):
-        yield _own_mlflow(database_url(settings))
-        return
-    from gateway.supervisor import only_one  # noqa: PLC0415 - as for `serve`
-
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with only_one(settings.home):
+    with ExitStack() as stack:
         try:
-            postgres = EmbeddedPostgres(settings.home)
+            url = stack.enter_context(postgres(settings))
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error} For an evaluation, MLflow alone will do: set GATEWAY_MLFLOW_TRACKING_URI to a server's "
                 "address, or to sqlite:///mlflow.db."
             ) from None
-        try:
-            yield _own_mlflow(postgres.start())
-        finally:
-            postgres.stop()
-
-
-def _own_mlflow(url: str) -> str:
-    create_database(url, "mlflow")
-    return sqlalchemy_url(sibling_database(url, "mlflow"))
+        create_database(url, "mlflow")
+        yield url
 
 
 def _wanted(
@@ -251,7 +252,3 @@ def _check_writable(folder: Path) -> None:
     """Refuse a report folder that is a file before anything is run for it."""
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"--report {folder} is a file; give a folder.")
-
-
-def _output() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)

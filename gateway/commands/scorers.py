@@ -1,16 +1,14 @@
 """``gateway scorers``: which scorers there are, and what one of them says of a stored trace or conversation."""
 
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.commands.stored import use_mlflow
+from gateway.commands.stored import known_database, output, use_mlflow
 from gateway.errors import ConfigurationError
 from gateway.rules import ScorerRule
 from gateway.settings import Settings, load_settings
@@ -72,9 +70,7 @@ def check(
         wanted = "conversations: give --session" if live.scores_conversations else "single traces: give --trace"
         raise ConfigurationError(f"{live.name} scores {wanted}.")
     traces = _session(settings, str(session)) if trace is None else [_trace(trace)]
-    begun = time.perf_counter()
-    outcome = _run(live, traces, session)
-    _show(live, traces, outcome, time.perf_counter() - begun)
+    _show(live, traces, *_run(settings, live, traces, session))
 
 
 def _scorer(settings: Settings, name: str, judge_model: str | None) -> "LiveScorer":
@@ -118,14 +114,22 @@ def _session(settings: Settings, session_id: str) -> "list[Trace]":
     return list(found)
 
 
-def _run(live: "LiveScorer", traces: "list[Trace]", session: str | None) -> "ScorerOutcome":
+def _run(
+    settings: Settings, live: "LiveScorer", traces: "list[Trace]", session: str | None
+) -> "tuple[ScorerOutcome, float]":
+    """Run the scorer; return what became of it, and the seconds that it took."""
     from gateway.evaluation.filters import TraceFacts  # noqa: PLC0415 - see above
-    from gateway.evaluation.scoring import run_conversation_scorer, run_trace_scorer  # noqa: PLC0415 - see above
+    from gateway.evaluation.offline.judged import judged  # noqa: PLC0415 - see above
+    from gateway.evaluation.scoring import conversation_task, trace_task  # noqa: PLC0415 - see above
 
     agent = TraceFacts(traces).agent
-    if session is None:
-        return run_trace_scorer(live, traces[0], agent)
-    return run_conversation_scorer(live, traces, session, agent)
+    task = trace_task(live, traces[0], agent) if session is None else conversation_task(live, traces, session, agent)
+    with judged(settings, known_database(settings), [live], runs_agents=False) as judges:
+        for note in judges.notes if judges else ():
+            output().print(Text(f"Note: {note}"), soft_wrap=True)
+        begun = time.perf_counter()
+        outcome = judges.run(task) if judges and live.is_judge else task.run()
+        return outcome, time.perf_counter() - begun
 
 
 def _show(live: "LiveScorer", traces: "list[Trace]", outcome: "ScorerOutcome", took_s: float) -> None:
@@ -133,7 +137,7 @@ def _show(live: "LiveScorer", traces: "list[Trace]", outcome: "ScorerOutcome", t
     from gateway.evaluation.filters import TraceFacts  # noqa: PLC0415 - see above
     from gateway.evaluation.scoring import NotApplicable  # noqa: PLC0415 - see above
 
-    output = output()
+    console = output()
     reason = live.applies(TraceFacts(traces))
     of_live = "switched off" if not runs_live(live) else f"not on this one: {reason}" if reason else "yes"
     lines = [("scorer", f"{live.name} ({live.place}), version {live.version}"), ("live", f"{of_live}{_share(live)}")]
@@ -143,7 +147,7 @@ def _show(live: "LiveScorer", traces: "list[Trace]", outcome: "ScorerOutcome", t
         lines.append(("result", f"not applicable: {outcome.reason}"))
     lines += [("took", f"{took_s:.2f} s")]
     for what, text in lines:
-        output.print(Text.assemble((f"{what:<10}", "bold"), text), soft_wrap=True)
+        console.print(Text.assemble((f"{what:<10}", "bold"), text), soft_wrap=True)
 
 
 def _share(live: "LiveScorer") -> str:

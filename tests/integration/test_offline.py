@@ -1,38 +1,55 @@
 """`gateway evaluate` and `gateway gate` on a real MLflow, with a scripted model behind the agent and the judge."""
 
 import json
+import logging
 import os
 import re
-import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psycopg
 import pytest
+import structlog
+from anyio.from_thread import start_blocking_portal
+from cyclopts import App
 from mlflow import MlflowClient
 from mlflow.entities import Trace
-from mlflow.genai import datasets
+from mlflow.genai import datasets, make_judge
 
+from gateway.commands.offline import register
 from gateway.crypto import load_keys
 from gateway.errors import AgentNotFound, ConfigurationError
 from gateway.evaluation.export import to_mlflow
+from gateway.evaluation.judging.budget import Budget
+from gateway.evaluation.judging.limits import JudgeLimits, ModelLimits
+from gateway.evaluation.judging.prices import Price, Prices
+from gateway.evaluation.judging.relay import Relay, RelayParts
+from gateway.evaluation.judging.spending import BudgetKeeper, SpendingBook
 from gateway.evaluation.offline.deciding import REASON_TAG, prepare_gate
 from gateway.evaluation.offline.evaluate import Evaluation, Options, Result, prepare
 from gateway.evaluation.offline.gate import Decision, Wanted
+from gateway.evaluation.offline.judged import Judges, judged
 from gateway.evaluation.offline.kept import read_cases
 from gateway.evaluation.offline.mlflows import open_experiment
+from gateway.evaluation.offline.selection import where_it_applies
+from gateway.evaluation.scoring import LiveScorer
 from gateway.evaluation.store import MlflowStore
+from gateway.rules import JudgeModelRule, ScorerRule
 from gateway.settings import Settings
-from gateway.testing import Answer, ScriptedOpenAI, Slow, ToolCall
+from gateway.storage.database import open_pool
+from gateway.testing import Answer, HttpError, ScriptedOpenAI, Slow, ToolCall
 from gateway.tracing.redaction.redactor import Redactor
 
 from .runs import say, traces
 
 ROOT = Path(__file__).parent.parent.parent
+JUDGING = ("judge_calls", "judge_input_tokens", "judge_output_tokens", "judge_cost_usd")
 PLAIN = "from agents import Agent\nagent = Agent(name='plain', instructions='Answer.')\n"
 EMAIL = re.compile(r"\S+@\S+|<EMAIL:\w+>")
 
@@ -42,13 +59,16 @@ class Provider:
 
     def __init__(self) -> None:
         self.wrong: set[str] = set()
+        self.judge_fails: HttpError | None = None
         self.asked: list[str] = []
         self.judged: list[str] = []
 
-    def __call__(self, body: dict[str, Any]) -> Answer | Slow:
+    def __call__(self, body: dict[str, Any]) -> Answer | Slow | HttpError:
         text = json.dumps(body.get("input") or body.get("messages"))
         if body["model"] == "judge-1":
             self.judged.append(text)
+            if self.judge_fails is not None:
+                return self.judge_fails
             prompt = body["messages"][-1]["content"]
             said = re.search(r'"content": "([^"]*)"\s*}\s*]\s*}\s*expectations', prompt)
             expected = re.search(r'"expected_response": "([^"]*)"', prompt)
@@ -79,7 +99,22 @@ def plain(make_settings: Callable[..., Settings], provider: Provider, tmp_path: 
         yield make_settings(
             agents_dir=tmp_path / "agents", model="scripted-1", OPENAI_API_KEY="sk-test", OPENAI_BASE_URL=server.url,
             judge_model="openai:/judge-1", judge_base_url=server.url, judge_api_key="sk-test",
+            judge_models={"openai:/judge-1": {"input_usd": 1, "output_usd": 2}},
         )  # fmt: skip
+
+
+@pytest.fixture
+def book(database_url: str) -> Callable[[], list[Any]]:
+    """Read what all judges spent, by the database."""
+
+    def read() -> list[Any]:
+        with psycopg.connect(database_url) as connection:
+            return connection.execute(
+                "SELECT model, sum(calls)::int, sum(input_tokens)::int, sum(output_tokens)::int FROM judge_spending "
+                "GROUP BY model"
+            ).fetchall()
+
+    return read
 
 
 @pytest.fixture
@@ -100,24 +135,37 @@ def run_gate(
 ) -> tuple[Result, Decision]:
     """Run a gate with the default thresholds."""
     checked = prepare_gate(evaluation, experiment_id, Wanted(), metrics, more.get("baseline"))
-    return checked.run(report, lambda each, params: each.run(params))
+    return checked.run(report, lambda each, params: each.run(params, judges=more.get("judges")))
 
 
-def test_a_gate_from_end_to_end(plain, opened, provider, tmp_path) -> None:
+def judged_by(
+    settings: Settings, evaluation: Evaluation, database: str | None, **more: Any
+) -> AbstractContextManager[Any]:
+    """Send the judges of an evaluation to a relay, as the commands do."""
+    return judged(settings, database, evaluation.selection.all, runs_agents=True, **more)
+
+
+def test_a_gate_from_end_to_end(plain, opened, provider, database_url, book, tmp_path) -> None:
     """A good version passes and a worse one fails, also against the first; all is logged as the contract names it."""
     experiment_id = opened(plain)
     questions = [f"Question {number}?" for number in range(1, 6)] + ["I am ann@example.com. Who am I?"]
     options = Options("plain", rows(tmp_path, *questions), ["exact_match", "quality"])
     metric = "exact_match/mean>=0.5"
-    result, decision = run_gate(prepare(plain, options), experiment_id, tmp_path / "report", metric, baseline="last")
+    report = tmp_path / "report"
+    result, decision = run_gate(prepare(plain, options), experiment_id, report, metric, baseline="last")
     assert decision.passed, decision.reason
     assert any("no baseline yet" in note for note in decision.notes)
     assert (result.metrics["average_score"], result.score_from) == (5.0, ["quality"])
 
     provider.wrong = set(questions[:4])
-    worse, refused = run_gate(prepare(plain, options), experiment_id, tmp_path / "report", metric, baseline="last")
+    evaluation = prepare(plain, options)
+    before = os.environ["OPENAI_API_BASE"]
+    with judged_by(plain, evaluation, database_url) as judges:
+        assert os.environ["OPENAI_API_BASE"] == before  # the agent's own clients are no judges
+        more = {"baseline": "last", "judges": judges}
+        worse, refused = run_gate(evaluation, experiment_id, report, metric, "judge_calls<=6", **more)
     assert not refused.passed
-    assert [check.passed for check in refused.checks] == [False, False, False, False, False]
+    assert [check.passed for check in refused.checks] == [False, False, False, True, False, False]
     client = MlflowClient()
     run = client.get_run(worse.run_id)
     assert run.info.status == "FINISHED"
@@ -130,6 +178,10 @@ def test_a_gate_from_end_to_end(plain, opened, provider, tmp_path) -> None:
     counts = [run.data.metrics[f"{name}_cases"] for name in ("total", "passed", "failed", "error")]
     assert (counts, run.data.metrics["overall_passed"]) == ([6, 2, 4, 0], 0)
     assert run.data.metrics["average_score"] == pytest.approx((4 * 1 + 2 * 5) / 6)
+    assert {name: run.data.metrics[name] for name in JUDGING} == dict(zip(JUDGING, (6, 60, 30, 0.00012), strict=True))
+    assert book() == [("openai:/judge-1", 6, 60, 30)]
+    [said] = [each for each in mlflow.get_trace(worse.cases[0].trace_id).info.assessments if each.name == "quality"]
+    assert said.metadata["gateway.judge_calls"] == "1"
     assert run.data.tags[REASON_TAG] == refused.reason
     assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["rows.jsonl"]
     assert {each.path for each in client.list_artifacts(worse.run_id, "report")} == {
@@ -138,7 +190,9 @@ def test_a_gate_from_end_to_end(plain, opened, provider, tmp_path) -> None:
     }
     assert len(client.list_artifacts(worse.run_id, "results")) == 6
     assert read_cases(worse.run_id) == worse.cases
-    assert "✗ OVERALL: FAIL" in (tmp_path / "report" / "summary.md").read_text()
+    summary = (report / "summary.md").read_text()
+    assert "✗ OVERALL: FAIL" in summary
+    assert "judges: 6 calls, 60 tokens in, 30 tokens out, 0.000120 USD" in summary
 
     # What is personal reaches the agent's model, as it must, and nobody else.
     assert any("ann@example.com" in text for text in provider.asked)
@@ -147,6 +201,64 @@ def test_a_gate_from_end_to_end(plain, opened, provider, tmp_path) -> None:
     assert len(found) == 12
     assert not any("ann@example.com" in trace.to_json() for trace in found)
     assert "ann@example.com" not in json.dumps([case.inputs for case in read_cases(worse.run_id)])
+
+
+@pytest.mark.parametrize(("status", "questions", "most_calls"), [(500, 6, 10), (429, 1, 4)])
+def test_a_judge_whose_model_is_down(plain, opened, provider, database_url, tmp_path, status, questions, most_calls):
+    """Cases whose judge gets no answer are in error and say why, soon: the relay tries again, and MLflow does not."""
+    opened(plain)
+    path = rows(tmp_path, *map(str, range(questions)))
+    evaluation = prepare(plain, Options("plain", path, ["exact_match", "quality"]))
+    provider.judge_fails = HttpError(status)
+    with judged_by(plain, evaluation, database_url if status == 500 else None, patience_s=0) as judges:
+        result = evaluation.run(judges=judges)
+    assert result.metrics["error_cases"] == questions
+    said = [verdict.error for case in result.cases for verdict in case.verdicts if verdict.name == "quality"]
+    why = f"openai:/judge-1 answered {status}: scripted error"
+    assert all(each == why or (status == 500 and "failed again and again" in str(each)) for each in said)
+    assert 4 <= len(provider.judged) <= most_calls  # by itself, MLflow makes eleven a case
+
+
+def test_a_model_that_is_back_soon() -> None:
+    """A judge whose model is left alone for a moment is asked again when that is over."""
+    replies = iter([HttpError(500), HttpError(500), json.dumps({"result": "yes", "rationale": "As it should be."})])
+    polite = make_judge(name="polite", instructions="Is {{ outputs }} polite?", model="openai:/judge-1")
+    with ScriptedOpenAI(lambda _: next(replies)) as server, start_blocking_portal() as portal:
+        limits = JudgeLimits(
+            server.url, breaker_failures=2, breaker_open_s=0.6, backoff_s=0.01, default=ModelLimits(None)
+        )
+        nowhere = open_pool("", max_size=1, name="nowhere")
+        book = SpendingBook(nowhere)
+        prices = Prices({"openai:/judge-1": Price(1.0, 2.0)})
+        parts = RelayParts(limits, prices, nowhere, "", book, BudgetKeeper(Budget(), book).may_call)
+        with portal.wrap_async_context_manager(Relay(parts)) as relay, relay.routing_judges():
+            judges = Judges(portal, relay, patience_s=60)
+            said = where_it_applies(LiveScorer(polite, "v1", ScorerRule(), "openai:/judge-1"), judges).run(
+                outputs="Hi!"
+            )
+            assert (said.value, said.metadata["gateway.judge_calls"]) == ("yes", "3")
+
+
+def test_a_budget_that_is_used_up(plain, opened, database_url, book, tmp_path) -> None:
+    """What the budget does not pay for is in error and fails the gate; the next begins in plain code only."""
+    limits = {"openai:/judge-1": JudgeModelRule(concurrency=1, input_usd=1, output_usd=2)}
+    settings = plain.model_copy(update={"judge_tokens_per_hour": 15, "judge_models": limits})
+    experiment_id = opened(settings)
+    evaluation = prepare(settings, Options("plain", rows(tmp_path, "a", "b"), ["quality"]))
+    with judged_by(settings, evaluation, database_url) as judges:
+        result, decision = run_gate(evaluation, experiment_id, tmp_path / "report", judges=judges)
+    assert sorted(case.state for case in result.cases) == ["error", "passed"]
+    assert ["quality gave no verdict: The budget of the judges is used up."] in [case.reasons for case in result.cases]
+    assert not decision.passed
+    assert book() == [("openai:/judge-1", 1, 10, 5)]
+    with (
+        pytest.raises(ConfigurationError, match="budget of the judges is used up"),
+        judged_by(settings, evaluation, database_url),
+    ):
+        pass
+    plain_code = prepare(settings, Options("plain", rows(tmp_path, "a"), ["exact_match"]))
+    with judged_by(settings, plain_code, database_url) as judges:
+        assert judges.metrics()["judge_calls"] == 0
 
 
 def test_a_case_that_takes_too_long(plain, opened, tmp_path) -> None:
@@ -337,24 +449,47 @@ async def test_rows_that_cannot_be_asked_again(serve, make_settings, opened, mlf
     assert tags["gateway.replay"] == "recorded_tools"
 
 
-def test_the_command(mlflow_uri, tmp_path) -> None:
+@pytest.fixture
+def _logging_as_before() -> Iterator[None]:
+    """Put back what a command does to the logs of its process."""
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, level, last_resort = root.handlers[:], root.level, logging.lastResort
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    others = [logging.getLogger(name) for name in list(root.manager.loggerDict)]
+    theirs = [(each, each.handlers[:], each.level) for each in others]
+    yield
+    logging.captureWarnings(capture=False)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    for each, own, its_level in theirs:
+        each.handlers[:] = own
+        each.setLevel(its_level)
+    root.handlers[:], logging.lastResort = handlers, last_resort
+    root.setLevel(level)
+    structlog.configure(**config)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_the_command(mlflow_uri, tmp_path, monkeypatch, capfd) -> None:
     """`gateway gate` needs no server but MLflow: it prints the verdict, writes the reports and ends with its code."""
     lines = [json.dumps({"question": "What is 12 plus 30?", "expected_response": answer}) for answer in ("42", "43")]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    place = {"GATEWAY_AGENTS_DIR": ROOT / "agents", "GATEWAY_SCORERS_DIR": ROOT / "scorers"}
-    own = {"GATEWAY_MLFLOW_TRACKING_URI": mlflow_uri, "GATEWAY_HOME": tmp_path / "home"}
-    environment = os.environ | {key: str(value) for key, value in (place | own).items()}
-    start = "from cyclopts import App; from gateway.commands.offline import register; a = App(); register(a); a()"
+    place = {"AGENTS_DIR": ROOT / "agents", "SCORERS_DIR": ROOT / "scorers"}
+    own = {"MLFLOW_TRACKING_URI": mlflow_uri, "HOME": tmp_path / "home"}
+    for name, value in (place | own).items():
+        monkeypatch.setenv(f"GATEWAY_{name}", str(value))
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # the command sets it: so it is taken back
+    monkeypatch.chdir(tmp_path)
+    app = App()
+    register(app)
     arguments = ["gate", "--agent", "math", "--dataset", "rows.jsonl", "--experiment", f"cli-{uuid.uuid4().hex[:6]}"]
-    done = subprocess.run(
-        [sys.executable, "-c", start, *arguments, "--scorer", "exact_match", "--pass-rate", "0.9"],
-        cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=150,
-        check=False,
-    )  # fmt: skip
-    *_, last = done.stdout.splitlines()
+    with pytest.raises(SystemExit) as ended:
+        app([*arguments, "--scorer", "exact_match", "--pass-rate", "0.9"])
+    said = capfd.readouterr()
+    *_, last = said.out.splitlines()
     assert last == "✗ OVERALL: FAIL - pass_rate >= 0.9: 0.5"
-    assert done.returncode == 1, done.stderr
-    assert "offline model" in done.stdout
-    assert "rows.jsonl:2" in done.stdout
-    assert done.stderr == ""
+    assert ended.value.code == 1
+    assert "offline model" in said.out
+    assert "rows.jsonl:2" in said.out
+    bar = "Evaluating:"  # MLflow's own; what turns it off is read when MLflow is imported, which here was long ago
+    assert [line for line in said.err.splitlines() if line.strip() and bar not in line] == []
     assert {path.name for path in (tmp_path / "gate-report").iterdir()} == {"junit.xml", "summary.md"}

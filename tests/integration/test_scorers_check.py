@@ -98,14 +98,18 @@ def verdict(body: dict[str, Any]) -> str:
     return json.dumps({"rationale": "I looked for 42.", "result": "yes" if good else "no"})
 
 
-def test_a_judge_on_a_trace(gateway, stored, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge says what it says of a stored trace, at what cost, and nothing is stored."""
+def test_a_judge_on_a_trace(
+    gateway, stored, mlflow_uri: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge says what it says of a stored trace, at what cost; that is in the book, and nothing else is stored."""
     [trace_id] = stored("12 + 30", session="s-1")
     before = assessments(mlflow_uri)
     with ScriptedOpenAI(verdict) as judge:
         monkeypatch.setenv("GATEWAY_JUDGE_BASE_URL", judge.url)
         monkeypatch.setenv("GATEWAY_JUDGE_API_KEY", "sk-test")
+        monkeypatch.setenv("GATEWAY_DATABASE_URL", database_url)
         text = gateway("scorers", "check", "polite", "--trace", trace_id)
+        monkeypatch.delenv("GATEWAY_DATABASE_URL")
         other = gateway("scorers", "check", "polite", "--trace", trace_id, "--judge-model", "openai:/other")
     assert [body["model"] for body in judge.requests] == ["scripted", "other"]
     for line in ("'yes'", "passed", "I looked for 42.", "10 tokens in, 5 tokens out", "gateway.toml, line 4"):
@@ -113,6 +117,11 @@ def test_a_judge_on_a_trace(gateway, stored, mlflow_uri: str, monkeypatch: pytes
     assert "yes, a share of 0.25" in text
     assert " s\n" in text
     assert "passed" in other
+    assert "Note: The gateway's database is not there" in other
+    assert "Note" not in text
+    with psycopg.connect(database_url) as connection:
+        book = connection.execute("SELECT model, calls, input_tokens, output_tokens FROM judge_spending").fetchall()
+    assert book == [("openai:/scripted", 1, 10, 5)]
     assert assessments(mlflow_uri) == before
 
 

@@ -14,7 +14,6 @@ by hand has no context; its calls still go through the relay, and within all lim
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -44,8 +43,12 @@ def calling_under(lease_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def judges_routed(route: Route) -> Iterator[None]:
+def judges_routed(route: Route, base_url: str) -> Iterator[None]:
     """Send the calls of MLflow's judges by ``route``, until the block is left.
+
+    Args:
+        route: to the relay.
+        base_url: the relay's own, ``/v1`` included.
 
     Raises:
         ConfigurationError: this MLflow sends them in another way than the one we know.
@@ -58,7 +61,7 @@ def judges_routed(route: Route) -> Iterator[None]:
         return send(endpoint=url, headers=all_headers, payload=payload, num_retries=0)
 
     def send_for_litellm(url: str | None, body: dict[str, Any]) -> Any:
-        return send_by_route(url or f"{os.environ['OPENAI_API_BASE']}/chat/completions", {}, body, 0)
+        return send_by_route(url or f"{base_url}/chat/completions", {}, body, 0)
 
     invoke = by_litellm(send_for_litellm)
     with ExitStack() as stack:

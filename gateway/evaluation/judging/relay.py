@@ -166,7 +166,7 @@ class Relay:
         Raises:
             ConfigurationError: this MLflow calls judges in a way that we do not know.
         """
-        with judges_routed(self.route):
+        with judges_routed(self.route, self.url):
             ours = self.environment(os.environ)
             before = {name: os.environ.get(name) for name in ours}
             os.environ.update(ours)

@@ -56,6 +56,8 @@ class JudgeModel:
     """Since this worker began."""
     held_until: float = 0.0
     """Until when the provider asked everybody to wait."""
+    last_failure: str | None = None
+    """What was wrong with the last call that failed."""
 
     def expected(self, call: Call) -> Spent:
         """Return what a call will probably take: its prompt, and an answer as long as they were so far."""
@@ -152,6 +154,8 @@ class Upstream:
     async def _attempt(self, call: Call, lease: Lease, model: JudgeModel) -> Reply | Problem:
         got = await self._stopped(call, lease, model) or await self._in_turn(call, lease, model)
         if isinstance(got, Problem):
+            if got.kind in _RETRIED:
+                model.last_failure = got.message
             for usage in (lease.usage, model.usage):
                 usage.outcomes[got.kind] += 1
         return got
@@ -261,4 +265,6 @@ class Upstream:
 
 def _left_alone(model: JudgeModel) -> Problem:
     wait_s = model.breaker.wait_s
-    return Problem("breaker_open", f"{model.name} failed again and again; it is asked again in {wait_s:.0f} s.", wait_s)
+    last = f" (at last: {model.last_failure})" if model.last_failure else ""
+    said = f"{model.name} failed again and again{last}; it is asked again in {wait_s:.0f} s."
+    return Problem("breaker_open", said, wait_s)

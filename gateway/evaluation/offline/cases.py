@@ -29,6 +29,10 @@ OWN_METRICS = (
     "latency_mean_s",
     "latency_p95_s",
     "total_tokens",
+    "judge_calls",
+    "judge_input_tokens",
+    "judge_output_tokens",
+    "judge_cost_usd",
 )
 
 

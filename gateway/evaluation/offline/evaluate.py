@@ -39,6 +39,7 @@ from gateway.evaluation.offline.cases import (
     state_of,
 )
 from gateway.evaluation.offline.conversations import conversation
+from gateway.evaluation.offline.judged import Judges
 from gateway.evaluation.offline.kept import log_cases, read_trace
 from gateway.evaluation.offline.replay import RecordedCall, Replay, cannot_replay, recorded_calls
 from gateway.evaluation.offline.rows import Dataset, ReplayKind, Row, read_dataset
@@ -151,12 +152,18 @@ class Evaluation:
             "gateway_version": __version__,
         }
 
-    def run(self, more_params: Mapping[str, str] | None = None, on_answer: Callable[[], None] = lambda: None) -> Result:
+    def run(
+        self,
+        more_params: Mapping[str, str] | None = None,
+        on_answer: Callable[[], None] = lambda: None,
+        judges: Judges | None = None,
+    ) -> Result:
         """Ask, score and log; return what came of it.
 
         Args:
             more_params: parameters that are logged as well.
             on_answer: called, in any thread, for each case that was answered or failed.
+            judges: through which judges ask; ``None``: directly, and without limits.
 
         Raises:
             ConfigurationError: MLflow went away meanwhile.
@@ -171,27 +178,29 @@ class Evaluation:
         try:
             with mlflow.start_run(run_name=name) as run:
                 mlflow.log_params(params)
-                return self._evaluated(run.info.run_id, params, on_answer)
+                return self._evaluated(run.info.run_id, params, on_answer, judges)
         except MlflowException as error:
             raise ConfigurationError(f"MLflow failed during the evaluation: {str(error).splitlines()[0]}") from None
 
-    def _evaluated(self, run_id: str, params: dict[str, str], on_answer: Callable[[], None]) -> Result:
+    def _evaluated(
+        self, run_id: str, params: dict[str, str], on_answer: Callable[[], None], judges: Judges | None
+    ) -> Result:
         with contextlib.redirect_stdout(io.StringIO()):  # MLflow prints where its UI would be
             result = mlflow.genai.evaluate(
                 data=self._data(),
                 predict_fn=self._predict_fn(on_answer),
-                scorers=[where_it_applies(each) for each in self.selection.of_traces] or [],
+                scorers=[where_it_applies(each, judges) for each in self.selection.of_traces] or [],
             )
         found = _traces_by_case(result.result_df)
         verdicts = {number: self._verdicts(trace) for number, trace in found.items()}
-        for number, more in self._score_conversations(found, run_id).items():
+        for number, more in self._score_conversations(found, run_id, judges).items():
             verdicts[number] += more
         score_from = scorers_of_score(self._live, verdicts.values())
         cases = [
             self._case(each, found.get(each.number), verdicts.get(each.number, []), score_from)
             for each in self._planned
         ]
-        own = metrics_of(cases)
+        own = metrics_of(cases) | (judges.metrics() if judges else {})
         mlflow.log_metrics(own)
         log_cases(run_id, cases)
         has_score = "average_score" in own
@@ -294,7 +303,9 @@ class Evaluation:
             return Verdict(name, value, None, rationale, f"pass_if: {type(broken).__name__}: {broken}")
         return Verdict(name, value, verdict, rationale)
 
-    def _score_conversations(self, traces: Mapping[int, MlflowTrace], run_id: str) -> dict[int, list[Verdict]]:
+    def _score_conversations(
+        self, traces: Mapping[int, MlflowTrace], run_id: str, judges: Judges | None
+    ) -> dict[int, list[Verdict]]:
         """Run the scorers of conversations on each case, log what they say, and return it by case."""
         scorers = self.selection.of_conversations
         planned = [each for each in self._planned if each.number in traces]
@@ -307,7 +318,9 @@ class Evaluation:
             turns = conversation(each.inputs["messages"], last, agent, session_id)
             found = []
             for live in scorers:
-                for score in conversation_task(live, turns, session_id, agent).run().scores:
+                task = conversation_task(live, turns, session_id, agent)
+                outcome = judges.run(task) if judges and live.is_judge else task.run()
+                for score in outcome.scores:
                     assessment = replace(score, trace_id=last.info.trace_id).assessment(root_of(last).span_id)
                     assessment.metadata[AssessmentMetadataKey.SOURCE_RUN_ID] = run_id
                     mlflow.log_assessment(trace_id=last.info.trace_id, assessment=assessment)

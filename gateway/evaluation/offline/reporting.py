@@ -61,6 +61,8 @@ def show(result: Result, console: Console) -> None:
     if len(bad) > _MOST_SHOWN:
         console.print(Text(f"and {len(bad) - _MOST_SHOWN} more; all are artifacts of the run, under results/"))
     console.print(Text(totals(result)), soft_wrap=True)
+    if (spent := judges_spent(result.metrics)) is not None:
+        console.print(Text(spent), soft_wrap=True)
     console.print(Text(f"MLflow run {result.run_id}"), soft_wrap=True)
 
 
@@ -74,6 +76,25 @@ def totals(result: Result) -> str:
     else:
         parts.append("no average score: no scorer gave a number")
     return ", ".join(parts)
+
+
+def judges_spent(metrics: Mapping[str, float]) -> str | None:
+    """Return what the judges took in one line; ``None``: none was asked, or nobody counted."""
+    if not metrics.get("judge_calls"):
+        return None
+    calls, tokens_in, tokens_out = (metrics[f"judge_{name}"] for name in ("calls", "input_tokens", "output_tokens"))
+    cost_usd = metrics.get("judge_cost_usd")
+    cost = "at a price that is not known" if cost_usd is None else f"{cost_usd:.6f} USD"
+    return f"judges: {calls:.0f} calls, {tokens_in:.0f} tokens in, {tokens_out:.0f} tokens out, {cost}"
+
+
+def show_decision(decision: Decision, console: Console) -> None:
+    """Show what a gate says, and why."""
+    for note in decision.notes:
+        console.print(Text(f"Note: {note}"), soft_wrap=True)
+    for check in decision.checks:
+        console.print(Text(f"{'✓' if check.passed else '✗'} {check}"), soft_wrap=True)
+    console.print(Text(verdict_line(decision), "bold green" if decision.passed else "bold red"), soft_wrap=True)
 
 
 def question(case: Case) -> str:
@@ -181,6 +202,8 @@ def _markdown_lines(result: Result, decision: Decision) -> Iterator[str]:
     yield ""
     for note in (*result.notes, *decision.notes):
         yield f"- {_cell(note)}"
+    if (spent := judges_spent(result.metrics)) is not None:
+        yield f"- {spent}"
     yield f"- model {_cell(params['assistant_model'])}, judge {_cell(params['judge_model'])}, dataset version "
     yield f"  {_cell(params['dataset_version'])}, agent version {params['agent_version']}, MLflow run {result.run_id}"
 

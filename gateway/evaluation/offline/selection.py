@@ -5,11 +5,12 @@ offline run scores each case with every scorer that is for the agent, also with 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from mlflow.entities import Trace
+from mlflow.entities import AssessmentError, AssessmentSource, AssessmentSourceType, Feedback, Trace
 from mlflow.genai.scorers.base import Scorer
 from pydantic import PrivateAttr
 
@@ -19,6 +20,7 @@ from gateway.evaluation.catalog import find_scorer, find_scorers
 from gateway.evaluation.judge_models import asks_model, what_model_lacks
 from gateway.evaluation.mistakes import mistakes_of_scorers
 from gateway.evaluation.offline.cases import QUALITY
+from gateway.evaluation.offline.judged import Asking, Judges
 from gateway.evaluation.scoring import LiveScorer
 from gateway.settings import Settings
 
@@ -95,22 +97,27 @@ def _all_that_can(settings: Settings, agent: str) -> tuple[list[LiveScorer], lis
     return [each for each in found if each.name not in without_model and not lacks.get(each.name)], notes
 
 
-def where_it_applies(live: LiveScorer) -> Scorer:
+def where_it_applies(live: LiveScorer, judges: Judges | None = None) -> Scorer:
     """Return the scorer for `mlflow.genai.evaluate`: itself, or, if it is a judge, one that asks where it applies.
 
     MLflow's judges raise where what they need is missing, or guess; both would look like a verdict on the agent.
+
+    Args:
+        live: the scorer.
+        judges: through which it asks, if it is a judge; ``None``: directly, and without limits.
     """
     if not live.is_judge:
         return live.scorer
     around = _WhereItApplies(name=live.name, aggregations=live.scorer.aggregations)
-    around._inner, around._pass_if = live.scorer, live.scorer.pass_if  # noqa: SLF001 - pydantic takes them no other way
+    around._live, around._judges, around._pass_if = live, judges, live.scorer.pass_if  # noqa: SLF001 - no other way
     return around
 
 
 class _WhereItApplies(Scorer):  # type: ignore[misc]
     """Runs a scorer on the cases that it applies to, and says nothing of the others."""
 
-    _inner: Scorer = PrivateAttr()
+    _live: LiveScorer = PrivateAttr()
+    _judges: Judges | None = PrivateAttr()
 
     def __call__(
         self,
@@ -121,9 +128,33 @@ class _WhereItApplies(Scorer):  # type: ignore[misc]
         trace: Trace | None = None,
     ) -> Any:
         """Return what the scorer says; ``None`` where it does not apply."""
-        expected = dict(expectations or {})
+        scorer, expected = self._live.scorer, dict(expectations or {})
         if self.name == QUALITY:
             expected = {RUBRIC: GENERAL_RUBRIC} | expected
-        if trace is not None and why_not_trace(self._inner, trace, expected) is not None:
+        if trace is not None and why_not_trace(scorer, trace, expected) is not None:
             return None
-        return self._inner.run(inputs=inputs, outputs=outputs, expectations=expected, trace=trace)
+        ask = partial(scorer.run, inputs=inputs, outputs=outputs, expectations=expected, trace=trace)
+        if self._judges is None:
+            return ask()
+        with self._judges.asking(self._live, trace.info.trace_id if trace else "") as asking:
+            return _asked(self._live, ask, asking)
+
+
+def _asked(live: LiveScorer, ask: Callable[[], Any], asking: Asking) -> Any:
+    """Return what a judge says, with what it spent, or why its calls failed.
+
+    The failure is a value: after an exception with "429" in its text `mlflow.genai.evaluate` would ask again, and the
+    relay has tried often enough.
+    """
+    try:
+        said = ask()
+    except Exception:
+        if asking.is_worth_another_try():
+            return _asked(live, ask, asking)
+        if asking.problem is None:
+            raise
+        source = AssessmentSource(source_type=AssessmentSourceType.LLM_JUDGE, source_id=live.model or live.name)
+        said = Feedback(name=live.name, error=AssessmentError("SCORER_ERROR", asking.problem.message), source=source)
+    if isinstance(said, Feedback):
+        said.metadata = {**(said.metadata or {}), **asking.spent}
+    return said
