@@ -35,6 +35,7 @@ from gateway.evaluation.records import (
     mark_logged,
     note_skips,
     save_scores,
+    unlogged_of_traces,
 )
 from gateway.evaluation.scoring import LiveScorer, Score, trace_task
 from gateway.evaluation.scorings import enqueue, enqueue_failed
@@ -237,8 +238,13 @@ class TraceIntake:
             work.scores += scores_of(each, outcome, work.skips)
 
     async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
-        said = [(work.trace.session_id, work.scores) for work in works]
-        stored = await save_scores(connection, self._parts.redactor, said)
+        before = await unlogged_of_traces(connection, [work.trace.trace_id for work in works])
+        asked = {(score.trace_id, score.scorer) for score in before}
+        said = [
+            (work.trace.session_id, [each for each in work.scores if (each.trace_id, each.scorer) not in asked])
+            for work in works
+        ]
+        stored = before + await save_scores(connection, self._parts.redactor, said)
         by_trace: dict[str, list[Score]] = {work.trace.trace_id: [] for work in works}
         for score in stored:
             by_trace[score.trace_id].append(score)

@@ -138,6 +138,26 @@ async def unlogged_scores(connection: Connection, trace_id: str, turns: int | No
         return await cursor.fetchall()
 
 
+async def unlogged(connection: Connection, score_ids: Sequence[str]) -> list[Score]:
+    """Return those of the scores that may not be in MLflow yet, the oldest first."""
+    async with connection.cursor(row_factory=class_row(Score)) as cursor:
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM scores WHERE score_id = ANY(%s) AND logged_at IS NULL ORDER BY created_at",
+            [list(score_ids)],
+        )
+        return await cursor.fetchall()
+
+
+async def unlogged_of_traces(connection: Connection, trace_ids: Sequence[str]) -> list[Score]:
+    """Return the traces' own scores that an earlier attempt has stored, and that may not be in MLflow yet."""
+    async with connection.cursor(row_factory=class_row(Score)) as cursor:
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM scores WHERE trace_id = ANY(%s) AND session_id IS NULL AND logged_at IS NULL",
+            [list(trace_ids)],
+        )
+        return await cursor.fetchall()
+
+
 async def stored_scores(
     connection: Connection, trace_id: str, turns: int | None, scorer: str, version: str
 ) -> list[Score]:

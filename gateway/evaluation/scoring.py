@@ -321,7 +321,7 @@ def conversation_task(
     before, limits = _earlier(live, earlier), (bounds or Bounds()) if live.is_judge else None
     ask = partial(ask_of_session, live.scorer, traces, limits, before)
     first, turns = traces[0].info.trace_id, len(traces)
-    return ScorerTask(live, f"{session_id}/{turns}", first, agent, session_id, turns, ask)
+    return ScorerTask(live, f"{first}/{turns}", first, agent, session_id, turns, ask)
 
 
 def run_trace_scorer(

@@ -29,6 +29,7 @@ from gateway.evaluation.records import (
     mark_logged,
     save_scores,
     stored_scores,
+    unlogged,
 )
 from gateway.evaluation.scoring import (
     Failed,
@@ -88,6 +89,7 @@ class ScoringWorker:
     def __init__(self, parts: WorkerParts):
         self._parts = parts
         self._under_way = 0
+        self._at_work: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
 
@@ -128,19 +130,21 @@ class ScoringWorker:
         is_short = self._parts.room().budget < 1
         waiting = [live.name for live in self._parts.scorers() if is_short and live.is_judge]
         try:
-            return await self._parts.scorings.claim(free, waiting)
+            return await self._parts.scorings.claim(free, waiting, self._at_work)
         except Exception as error:  # noqa: BLE001 - the database is away, most likely: it is looked again
             log.warning("nothing to be scored could be claimed; trying again", error=repr(error))
             return []
 
     def _begin(self, group: list[Scoring]) -> None:
         self._under_way += len(group)
+        self._at_work.append(group[0].subject)
         task = asyncio.create_task(self._carry_out(group), name=f"scoring {group[0].subject}")
         self._tasks.add(task)
 
         def over(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
             self._under_way -= len(group)
+            self._at_work.remove(group[0].subject)
             self._news.set()
 
         task.add_done_callback(over)
@@ -323,10 +327,15 @@ async def project(pool: Pool, store: MlflowStore, scores: Sequence[Score], span_
         replaced = [score_id for score_id, _ in found]
         # MLflow knows this within a trace only, and a turn that came late may have become the conversation's first.
         overrides = next((score_id for score_id, trace_id in found if trace_id == score.trace_id), None)
+        async with pool.connection() as connection:
+            missing = [each for each in await unlogged(connection, replaced) if each.trace_id == score.trace_id]
+        for each in missing:  # as a crash has left them: they come first, to be overridden
+            await asyncio.to_thread(store.write_assessment, each.assessment(span_id))
         await asyncio.to_thread(store.write_assessment, score.assessment(span_id, overrides))
         if replaced:
             async with pool.connection() as connection:
                 await connection.execute("UPDATE scores SET latest = false WHERE score_id = ANY(%s)", [replaced])
+                await mark_logged(connection, missing)
 
 
 def _replaced_by(score: Score) -> dict[str, object]:

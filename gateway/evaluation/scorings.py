@@ -62,14 +62,17 @@ class Scorings:
         self._pool = pool
         self._evaluator_id = evaluator_id
 
-    async def claim(self, count: int, waiting: Collection[str] = ()) -> list[Scoring]:
+    async def claim(self, count: int, waiting: Collection[str] = (), at_work: Collection[str] = ()) -> list[Scoring]:
         """Claim what has been due for the longest, what is live first; none if nothing is due.
 
         Args:
             count: rows at the most.
             waiting: scorers whose back-fills are to wait.
+            at_work: subjects that this evaluator works on. Its other claims are void: their answer never arrived, or
+                they could not be given back.
         """
         values = {"lock": PRESENCE_LOCK, "me": self._evaluator_id, "count": count, "waiting": list(waiting)}
+        values["at_work"] = list(at_work)
         async with self._pool.connection() as connection:
             if not await (await connection.execute(_IS_DUE, values)).fetchone():
                 return []
@@ -140,7 +143,11 @@ async def end(connection: Connection, scoring: Scoring, state: ScoringState, rea
 
 
 async def is_over(connection: Connection, trace_id: str) -> bool:
-    """Whether nothing of the trace's own is to be scored any more."""
+    """Whether nothing of the trace's own is to be scored any more.
+
+    Its run is held until the transaction's end: of two that end the last two rows at once, the second one sees both.
+    """
+    await connection.execute("SELECT 1 FROM runs WHERE trace_id = %s FOR UPDATE", [trace_id])
     cursor = await connection.execute(_LEFT, [trace_id])
     return await cursor.fetchone() is None
 
@@ -161,7 +168,8 @@ _CLAIM = f"""
         WHERE locktype = 'advisory' AND classid = %(lock)s AND objsubid = 2 AND granted
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())),
     taken AS (
-        SELECT subject FROM scorings WHERE state = 'pending' AND claimed_by IN (SELECT evaluator_id FROM alive)),
+        SELECT subject FROM scorings WHERE state = 'pending' AND (subject = ANY(%(at_work)s)
+            OR (claimed_by <> %(me)s AND claimed_by IN (SELECT evaluator_id FROM alive)))),
     due AS (
         SELECT subject, turns, scorer, scorer_version FROM scorings
         WHERE {_DUE} AND subject NOT IN (SELECT subject FROM taken)
@@ -176,14 +184,14 @@ _CLAIM = f"""
 _MINE = "subject = %s AND turns = %s AND scorer = %s AND scorer_version = %s"
 _POSTPONE = f"""
     UPDATE scorings SET claimed_by = NULL, due_at = now() + make_interval(secs => %s), reason = %s, updated_at = now()
-    WHERE {_MINE}
+    WHERE {_MINE} AND state = 'pending'
 """
 _GIVE_BACK = """
     UPDATE scorings SET claimed_by = NULL, attempts = attempts - 1,
         due_at = greatest(due_at, now() + make_interval(secs => %(pause)s))
     FROM json_to_recordset(%(rows)s::json) AS given (subject text, turns int, scorer text, scorer_version text)
     WHERE (scorings.subject, scorings.turns, scorings.scorer, scorings.scorer_version)
-        = (given.subject, given.turns, given.scorer, given.scorer_version)
+        = (given.subject, given.turns, given.scorer, given.scorer_version) AND state = 'pending'
 """
 _ENQUEUE = """
     INSERT INTO scorings (subject, turns, scorer, scorer_version, trace_id, agent, probability)

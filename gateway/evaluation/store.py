@@ -197,12 +197,16 @@ class MlflowStore:
         try:
             self._store.create_assessment(assessment)
         except MlflowException:
-            if not self._has_assessment(assessment):
+            if self._has_assessment(assessment.trace_id, assessment.assessment_id):
+                return
+            if assessment.overrides is None or self._has_assessment(assessment.trace_id, assessment.overrides):
                 raise
+            assessment.overrides = None  # somebody has deleted in MLflow what this one takes the place of
+            self._store.create_assessment(assessment)
 
-    def _has_assessment(self, assessment: Assessment) -> bool:
+    def _has_assessment(self, trace_id: str, assessment_id: str) -> bool:
         try:
-            self._store.get_assessment(assessment.trace_id, assessment.assessment_id)
+            self._store.get_assessment(trace_id, assessment_id)
         except MlflowException:
             return False
         return True
