@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mlflow.entities import SpanType, Trace
 
 from ._trace import assistant_text, earlier_messages, leaves, spans_of, text_leaves, tool_calls, user_texts
-from ._words import name_words
+from ._words import name_words, sentences
 
 _CUT_REASONS = ("length", "max_tokens", "max_output_tokens", "model_length", "incomplete")
 _CANNOT_END = """
@@ -23,7 +23,8 @@ def cut_of(trace: Trace) -> str | None:
     text = (assistant_text(trace) or "").strip()
     if not text:
         return None
-    return _cut_by_model(trace) or _cut_text(text) or _cut_list(text) or _cut_word(trace, text)
+    by_form = _cut_text(text) or _cut_list(text) or _cut_sentence(text)
+    return _cut_by_model(trace) or by_form or _cut_word(trace, text)
 
 
 def _cut_by_model(trace: Trace) -> str | None:
@@ -48,7 +49,10 @@ def _cut_text(answer: str) -> str | None:
     if bare.count("\u201c") > bare.count("\u201d"):
         return "A quotation is left open"
     end = answer.rstrip("*_` ")
-    if end.endswith((",", ":", ";", "(", "[", "/", "&", "$", "\u20ac", "\u00a3", " -", " \u2013", "=", "+")):
+    # "28,90 \u20ac" is how many countries write it.
+    if end.endswith((",", ":", ";", "(", "[", "/", "&", " -", " \u2013", "=", "+")) or re.search(
+        r"(?<!\d)(?<!\d )[$\u20ac\u00a3]$", end
+    ):
         return "The last mark ends nothing"
     last = re.search(r"(?:^|[\s(\"'])([^\W\d_]+(?:['\u2019][a-z]+)?)$", end)
     if not last or len(end.split()) < 4 or _is_stranded(end, last[1].lower()):
@@ -76,7 +80,24 @@ def _is_stranded(text: str, last: str) -> bool:
     )
 
 
+_LEAST_WORDS = 3
+
+
+def _cut_sentence(answer: str) -> str | None:
+    """Return what is wrong if the last sentence ends with a word and no mark, where every other one has its mark."""
+    lines = [line for line in answer.splitlines() if line.strip()]
+    found = list(sentences(answer))
+    if len(lines) > 1 or len(found) < 2 or not re.search(r"[a-z]$", answer) or re.search(r"[@/\\_]\S*$", answer):
+        return None
+    is_sentence = len(found[-1].split()) >= _LEAST_WORDS and found[0][0].isupper() and found[-1][0].isupper()
+    has_ends = all(re.search(r"[.!?]$", each) for each in found[:-1])
+    return "The last sentence has no end" if is_sentence and has_ends else None
+
+
 def _cut_list(answer: str) -> str | None:
+    # "1. ..., 2. ..., 3." is cut; a text that ends in a number and its point has it in a sentence.
+    if re.search(r"\n\s*(?:\d{1,2}[.)]|[-*\u2022])$", answer):
+        return "The last point of the list is empty"
     points = re.findall(r"(?m)^\s*(?:\d{1,2}[.)]|[-*\u2022])\s+(.+)$", answer)
     is_last = answer.endswith(points[-1]) if points else False
     if is_last and len(points) > 1 and all(re.search(r"[.!?]$", point) for point in points[:-1]):
@@ -87,7 +108,7 @@ def _cut_list(answer: str) -> str | None:
 def _cut_word(trace: Trace, answer: str) -> str | None:
     """Return what is wrong if the last word is no word of the turn, but the beginning of one."""
     last = re.search(r"(?<![\w.,-])[\w][\w.,-]*$", answer)
-    if not last or len(answer.split()) < 4:
+    if not last or len(answer.split()) < (3 if _SERIES.search(answer[: last.start()]) else 4):
         return None
     word = last[0].lower()
     known = set(re.findall(r"[\w][\w.,-]*", " ".join(_texts(trace)).lower() + " " + answer[: last.start()].lower()))
@@ -97,8 +118,16 @@ def _cut_word(trace: Trace, answer: str) -> str | None:
     if word[0].isdigit():
         # A bare number may be one of many things; a price or a number that ends in its point is cut.
         is_price = answer[: last.start()].endswith(("$", "\u20ac", "\u00a3")) or word.endswith((".", ","))
+        before = answer[: last.start()]
+        if _ROUNDED.search(before):
+            return None
         longer = next((each for each in sorted(known) if each.startswith(word) and each != word), None)
         is_cut = is_price and longer is not None and _is_cut_number(word, longer)
+        # "34, 51, 6" beside 68, "2,8" beside 2866.5
+        if not is_cut and (_SERIES.search(before) or re.fullmatch(r"\d{1,3}(?:,\d{3})*,\d{0,2}", word)):
+            digits = word.replace(",", "")
+            longer = next((each for each in sorted(known) if _is_beginning(digits, each)), None)
+            is_cut = longer is not None
     else:
         rests = {each: each.removeprefix(word) for each in sorted(known) if len(word) > 2 and each.startswith(word)}
         longer = next((each for each, rest in rests.items() if word.endswith("v") or not _SUFFIX.fullmatch(rest)), None)
@@ -112,6 +141,16 @@ _SUFFIX = re.compile(
     r"|less|ure"
     r"|[ae]n[ct]e?s?|ive|age|ee|ship|[-.,_].*"
 )
+
+
+_ROUNDED = re.compile(r"(?:\b(?:about|around|roughly|approximately|nearly|almost|some)|~) ?\W?$", re.IGNORECASE)
+_SERIES = re.compile(r"\d, \d[\d.]*, $")
+
+
+def _is_beginning(digits: str, number: str) -> bool:
+    """Return whether a number that the turn has begins with these digits and goes on before its decimals."""
+    whole = number.replace(",", "").partition(".")[0]
+    return whole.isdigit() and whole != digits and whole.startswith(digits)
 
 
 def _is_cut_number(word: str, longer: str) -> bool:

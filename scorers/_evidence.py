@@ -1,16 +1,17 @@
 """Whether an answer draws on what the tools returned."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 
 from mlflow.entities import Span, Trace
 
 from ._arithmetic import follows
+from ._states import state_of_number, states_in, states_said
 from ._trace import FOR_MACHINES, assistant_text, failure_of, text_leaves, tool_rounds, user_texts
 from ._values import Amount, Values, read_values
-from ._words import STOPWORDS, plain, stem, words
+from ._words import STOPWORDS, name_parts, name_words, plain, stem, words
 
 # Results that only say that it worked, or did not.
 _ACKNOWLEDGEMENTS = frozenset(
@@ -24,6 +25,7 @@ _RELATIVE_DAY = re.compile(
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # A longer text is prose: an answer may use a part of it, so none of its values has to show.
 _PROSE_WORDS = 12
+_NOTHING = frozenset(("none", "no", "0", "0.0", "nothing", "false"))
 
 
 def evidence_of_use(trace: Trace) -> tuple[bool | None, str]:
@@ -62,6 +64,12 @@ class _Evidence:
     states: set[str] = field(default_factory=set)
     """Short values in lower case, such as "in transit"."""
     words: set[str] = field(default_factory=set)
+    texts: list[str] = field(default_factory=list)
+    """Longer values, as they are."""
+    denied: set[str] = field(default_factory=set)
+    """Words of keys whose value is no or none."""
+    implied: set[tuple[int, int]] = field(default_factory=set)
+    """States that numbers stand for, such as a delay of none."""
 
     @classmethod
     def of(cls, leaves: list[tuple[str, str]]) -> "_Evidence":
@@ -74,6 +82,9 @@ class _Evidence:
             if len(text.split()) <= 2 and not is_hint:
                 evidence.states |= {plain(text).replace("_", " ").strip()}
             evidence.words |= words(text, _UNDISTINCTIVE)
+            evidence.texts += [text] if is_prose else []
+            evidence.denied |= set(name_parts(key)) - STOPWORDS if text.lower() in _NOTHING else set()
+            evidence.implied |= state_of_number(key, text)
         return evidence
 
 
@@ -108,6 +119,8 @@ def _shown(evidence: _Evidence, given: _Evidence, answer: str) -> str | bool | N
     )
     if state and words(state, _UNDISTINCTIVE):
         return state
+    if told := _told_otherwise(evidence, answer):
+        return told
     # Nought is more often said in words: nothing, free, none left.
     numbers = [amount for amount in facts.amounts if amount.value]
     # A number of its own, where the result has another one, is a contradiction that shared words do not mend.
@@ -119,6 +132,30 @@ def _shown(evidence: _Evidence, given: _Evidence, answer: str) -> str | bool | N
         return ", ".join(sorted(matched))
     has_facts = facts.codes or facts.dates or facts.times or numbers or names
     return False if has_facts or len(new_words) > _PROSE_WORDS // 2 else None
+
+
+def _told_otherwise(evidence: _Evidence, answer: str) -> str | None:
+    """Return what of the result the answer has in other words, or of a text word for word."""
+    returned = {state for each in evidence.states for state in states_in(each)} | evidence.implied
+    if returned & states_said(answer)[1]:
+        return "its state, in other words"
+    said = plain(answer)
+    # "no refund" tells of a refund that is "none".
+    held = (key for key in sorted(evidence.denied) if key in said)
+    denied = next((key for key in held if re.search(rf"\b(?:no|not|non|n't) ?-?\w* ?{key}", said)), None)
+    if denied:
+        return f"no {denied}"
+    runs = {run for text in evidence.texts for run in _runs(text)} & set(_runs(answer))
+    return next((" ".join(run) for run in sorted(runs) if not STOPWORDS.issuperset(run)), None)
+
+
+_RUN = 4
+"""Words in a row that are hardly the same by chance."""
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    found = re.findall(r"[a-z']+", plain(text))
+    return (tuple(found[place : place + _RUN]) for place in range(len(found) - _RUN + 1))
 
 
 def _stands_in(state: str, text: str) -> bool:
@@ -139,7 +176,7 @@ def _confirmed(evidence: "_Evidence", echoed: "_Evidence", answer: str) -> str |
     """Return a value that the user had named, the tool returned and the answer confirms."""
     known = [echoed.facts, echoed.hints]
     facts = _new(evidence.facts, known)
-    numbers = Values(dates=facts.dates, amounts=[amount for amount in facts.amounts if amount.value])
+    numbers = Values(dates=facts.dates, times=facts.times, amounts=[amount for amount in facts.amounts if amount.value])
     return _common(numbers, read_values(answer), "")
 
 
@@ -179,3 +216,38 @@ def _names_the_day(answer: str, year: int, month: int, day: int) -> bool:
         return bool(year) and _WEEKDAYS[date(year, month, day).weekday()] in answer.lower()
     except ValueError:
         return False
+
+
+# What a price is asked for as, and how a duration is.
+_PRICE = frozenset(stem(word) for word in ("price", "prices", "cost", "costs", "fare"))
+
+
+def left_out(trace: Trace) -> str | None:
+    """Return the key that the user asked for by name, of which a working call has values and the answer none."""
+    answer = assistant_text(trace) or ""
+    asked = {stem(word) for text in user_texts(trace) for word in re.findall(r"[a-z]{4,}", plain(text))}
+    if not asked or "?" in answer:
+        return None
+    found: dict[str, Values] = {}
+    for call in (call for calls in tool_rounds(trace) for call in calls if failure_of(call) is None):
+        # What the tool is about is named with every question to it.
+        subject = name_words(call.name).union(*(name_words(key) for key, _ in text_leaves(call.inputs)))
+        for key, text in text_leaves(call.outputs):
+            parts = name_words(key) - subject
+            if any(_is_same_word(part, word) for part in parts for word in subject):
+                continue
+            is_price = bool(parts & _PRICE and asked & _PRICE)
+            is_asked = is_price or any(_is_same_word(part, word) for part in parts for word in asked)
+            if is_asked and len(text.split()) == 1:
+                _extend(found.setdefault(key, Values()), read_values(text))
+    stated = read_values(answer)
+    for key, values in found.items():
+        wanted = Values(dates=values.dates, times=values.times, amounts=[each for each in values.amounts if each.value])
+        if (wanted.dates or wanted.times or wanted.amounts) and not _common(wanted, stated, answer):
+            return key
+    return None
+
+
+def _is_same_word(one: str, other: str) -> bool:
+    """Return whether two stems are of one word: arrives and arrival."""
+    return one == other or (len(one) > 4 and len(other) > 4 and one[:5] == other[:5])

@@ -7,7 +7,7 @@ from mlflow.entities import Span, Trace
 
 from ._claims import denies, fulfils
 from ._evidence import evidence_of_use
-from ._speech import advises, declined, is_filler, is_small_talk, questions, wants_something
+from ._speech import advises, declined, is_filler, is_small_talk, objects, praises, questions, stalls, wants_something
 from ._trace import (
     assistant_text,
     earlier_messages,
@@ -18,13 +18,13 @@ from ._trace import (
     tool_calls,
     user_texts,
 )
-from ._words import name_parts, plain, sentences, stem, words
+from ._words import CODE, name_parts, plain, sentences, stem, words
 
 # --- declining ---
 
 _REASON = re.compile(
     r"\b(?:because|since|as (?:it|the|you|this|that)|due to|already|polic|rules?|expired|past|passed|too late"
-    r"|not eligible|ineligible|final|non-refundable|according to|therefore)"
+    r"|not eligible|ineligible|final|non-refundable|according to|therefore|overrid|exception|waive)"
 )
 
 
@@ -39,6 +39,10 @@ def _excuse(trace: Trace, answer: str, declining: str) -> str | None:
     calls, tools = tool_calls(trace), offered_tools(trace)
     if any(failure_of(call) is not None for call in calls):
         return "a tool failed"
+    if re.search(r"\bbut (?:i can|we can|here)\b|\bbut\b[^.]*\d", declining):
+        return "it does what it can"
+    if calls and re.search(r"\d", answer) and evidence_of_use(trace)[0]:
+        return "it was told beside a tool's result"
     uncalled = {name: tool for name, tool in tools.items() if name not in {call.name for call in calls}}
     if calls and (_REASON.search(plain(answer)) or any(denies(call.outputs, "") for call in calls)):
         return "it was told from a tool's result"
@@ -63,7 +67,7 @@ def _could_do(name: str, tool: dict[str, Any], asked: str, declining: str) -> bo
         else []
     )
     if kinds and all(kind in ("number", "integer") for kind in kinds):
-        return len(re.findall(r"\d+", asked)) > 1
+        return len(re.findall(rf"\d+|{_FRACTIONS}", asked.lower())) > 1
     verb, *objects = [stem(part) for part in name_parts(name)] or [""]
     spoken, wanted = words(declining), words(asked)
     is_general = _DEFLECTS.search(declining) is not None or not spoken - _GENERAL
@@ -73,6 +77,8 @@ def _could_do(name: str, tool: dict[str, Any], asked: str, declining: str) -> bo
         has_verb, said_verb = (
             any(fulfils(verb, each, by_name=True) for each in said) for said in (spoken | wanted, spoken)
         )
+    if is_general and CODE.search(asked) and any(_IDENTIFIES.search(each) for each in properties or ()):
+        return True  # all is declined, without a look at the thing that the user named
     if is_general:
         return has_verb and (verb not in _READING or bool(set(objects) & wanted) or verb in wanted)
     # What is declined has to name the deed or its object, not only what was said before.
@@ -82,11 +88,14 @@ def _could_do(name: str, tool: dict[str, Any], asked: str, declining: str) -> bo
     return has_verb and (said_verb or said_about) and (is_about or bool(re.search(r"\d", asked)))
 
 
+_FRACTIONS = r"\b(?:half|third|quarter|fifth|tenth|double|twice|dozen|two|three|four|five|six|ten|hundred)\b"
+_IDENTIFIES = re.compile(r"(?:^|_)(?:id|number|no|reference|ref|code|sku|serial)$")
 _DEFLECTS = re.compile(r"\bplease (?:contact|call|use|ask|get|reach|turn)\b")
 _SAYS_NO_MORE = """
     ca wo do that this it help assist comply with not can cannot unable able i'm am beyond outside scope what
     something me capabilities abilities request possible unfortunately sorry understand here task process perform
-    complete request requests don't have way too many much for
+    complete share tell say show give disclose grant granted given provided offered shared done processed issued work be
+    decline declined refuse must rather mentioned complete request requests don't have way too many much for
     """
 _GENERAL = frozenset(stem(word) for word in _SAYS_NO_MORE.split())
 _TO_READ = "list get show find search look lookup check track view fetch share"
@@ -96,6 +105,8 @@ _READING = frozenset(stem(word) for word in _TO_READ.split())
 # --- nothing said ---
 
 _NOTHING = frozenset({"", "none", "null", "n/a", "na", "undefined", "nan", "nil", "tbd", "todo", "object object"})
+# A picture or a smiley: enough to answer "ok, thanks".
+_SMILES = re.compile(r"[\u2600-\u27bf\U0001f300-\U0001faff]|[:;=]-?[)DP]")
 _TAKES_NOTE = re.compile(r"(?:ok|okay|got it|noted|understood|i see|alright|right|sure)[,.!: ]")
 
 
@@ -106,10 +117,13 @@ def emptiness_of(trace: Trace) -> str | None:
         return None  # paused, ended from outside, or the trace does not show it
     answer = assistant_text(trace) or ""
     bare = re.sub(r"[\W_]+", " ", plain(answer)).strip()
-    if bare in _NOTHING:
-        return f"empty: {answer[:40]!r}"
     asked = user_texts(trace)
-    if any(wants_something(text) for text in asked) and all(_says_nothing(line, trace) for line in sentences(answer)):
+    is_wanted = any(wants_something(text) or objects(text) for text in asked)
+    if bare in _NOTHING and (is_wanted or not _SMILES.search(answer)):
+        return f"empty: {answer[:40]!r}"
+    lines = list(sentences(answer))
+    is_filling = is_wanted or (not tool_calls(trace) and any(stalls(line) for line in lines))
+    if is_filling and all(_says_nothing(line, trace) for line in lines):
         return f"nothing but filler: {answer!r}"
     if _is_platitude(answer) and evidence_of_use(trace)[0] is False:
         return f"nothing but a platitude: {answer!r}"
@@ -126,6 +140,10 @@ def emptiness_of(trace: Trace) -> str | None:
 
 
 def _says_nothing(sentence: str, trace: Trace) -> bool:
+    if praises(sentence):
+        return set(re.findall(r"\d[\d.,]*\d|\d", sentence)) <= set(
+            re.findall(r"\d[\d.,]*\d|\d", " ".join(user_texts(trace)))
+        )
     if re.search(r"\d", sentence) and not re.search(r"\b(?:sorry|apolog)", plain(sentence)):
         return False
     if is_small_talk(sentence):
@@ -137,7 +155,8 @@ def _says_nothing(sentence: str, trace: Trace) -> bool:
 def _is_platitude(answer: str) -> bool:
     """Return whether an answer states no value and nothing that is so or is not so in this case."""
     return len(answer.split()) > 5 and not re.search(
-        r"\d|\b(?:no|not|none|nothing|never|only|yes|i|it's|it|done|sorry|unfortunately|error|failed|problem)\b"
+        r"\d|\b(?:no|not|none|nothing|never|only|yes|i|it's|it|done|sorry|unfortunately|error|failed|problem|sadly|all|still"
+        r"|now|true|more than|less than|first|then)\b"
         r"|n't\b|'(?:ve|ll|d)\b",
         plain(answer),
     )

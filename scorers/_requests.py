@@ -17,7 +17,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("birthday", re.compile(r"\b(?:date of birth|birth ?da(?:y|te))\b")),
     ("date", re.compile(r"\b(?:([a-z-]+) )?dates?\b|\bday of (?:the )?(?:travel|departure|arrival|trip|visit)\b")),
     ("address", re.compile(r"\b(?:(billing|delivery|shipping|home|work) )?address\b")),
-    ("name", re.compile(r"\b(?:(first|last) )?name\b")),
+    ("name", re.compile(r"\b(?:(first|last) )?names?\b")),
     ("time", re.compile(r"\b(?:(arrival|departure|start|end) )?time\b")),
     ("age", re.compile(r"\bhow old\b|\bages?\b")),
     ("class", re.compile(r"\bclass\b")),

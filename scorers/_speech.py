@@ -46,7 +46,7 @@ _DECLINES = re.compile(
     r"|not equipped|not designed|not programmed|would rather not|'d rather not"
     rf"|don't (?:do|handle|deal|offer|discuss|have (?:the |any |an? )?(?:\w+ )?{_ABLE})"
     rf"|do not (?:do|handle|offer|have (?:the |any |an? )?(?:\w+ )?{_ABLE})|lack (?:the )?)\b"
-    r"|\b(?:i'm|i am) an?\b[^.;]*?\b(?:and|but|so)(?: i)? (?:can't|cannot)\b"
+    r"|\b(?:i'm|i am) an?\b[^.;]*?\b(?:and|but|so)(?: i)? (?:can't|cannot|won't|don't)\b"
     r"|\b(?:not|isn't) (?:possible|something|anything) (?:for me|that i|i|we)\b|\bnot within my\b|\bout of my\b"
     r"|\b(?:beyond|outside)(?: of)? (?:my|what i|the scope)\b"
     r"|\btoo (?:many|much|complex|complicated|long|difficult|hard)\b[^.]* for me\b"
@@ -57,6 +57,7 @@ _DECLINES = re.compile(
     r"|\b(?:that|this) information is (?:confidential|private)\b"
     r"|\bunable to (?:help|assist|process|do|complete|perform|comply|fulfil)|\b(?:can't|cannot) (?:help|assist"
     r"|comply)\b"
+    r"|\b(?:can't|cannot|can not|won't) be (?:granted|given|provided|offered|shared|done|processed|issued)\b"
     r"|\bplease (?:contact|call|use an?|ask|get in touch with|reach out to|turn to)(?: (?:our|your|the|another"
     r"|customer))?"
     r" (?:\w+ )?(?:support|service|team|provider|professional|expert|calculator|agent|staff)\b"
@@ -68,8 +69,10 @@ _NO_DECLINE = re.compile(
     r"|whether|if|why|when|any|a|an|that|it)|be (?:happier|more)|wait|thank|stress|believe|imagine|agree more|help but"
     r"|complain|make (?:it )?out|figure out what|get to see|go wrong)\b"
 )
+# "Yet" at the end is time; before a verb it is "but".
 _WAITS = re.compile(
-    r"\b(?:until|without|unless|before|as long as|yet)\b|, only\b|\bif you (?:don't|do not)\b|\bwould you like\b"
+    r"\b(?:until|without|unless|before|as long as)\b|\byet[.!]?$|, only\b"
+    r"|\bif you (?:don't|do not)\b|\bwould you like\b"
 )
 
 
@@ -168,6 +171,13 @@ _FILLERS = (
     r"i(?:'m|'d be| am| would be)? (?:\w+ )?(?:happy|glad|here|pleased|delighted) to (?:\w+ )?(?:help|assist|hear"
     r"|support).*",
     r"(?:happy|glad|always happy) to (?:help|assist).*",
+    r"i(?:'m| am) (?:\w+ )?(?:happy|glad) to (?:listen|be of (?:help|service)).*",
+    r"what would you like (?:me )?to (?:do|know|find|find out|look up|check|calculate|compute|work out|ask)"
+    r"(?: (?:for you|today|about))?",
+    r"(?:i )?hope (?:that )?(?:you|this|it|that|everything|all)\b.*",
+    r"(?:almost|nearly) (?:done|there|ready|finished)",
+    r"(?:let me|i'll|i will) [^,;]* and (?:get|come) back to you(?: \w+)?",
+    r"(?:hi|hello|hey|dear|thanks|thank you|sorry),? [a-z\u00e0-\u017f]+",
     r"(?:how|what) (?:can|may|shall) i (?:help|assist|do)\b.*",
     r"(?:is there )?anything else.*",
     r"(?:please )?(?:feel free|let me know if|don't hesitate).*",
@@ -176,7 +186,7 @@ _FILLERS = (
     r"i (?:completely |fully |totally )?(?:understand|see|hear you|appreciate|get it)(?: (?:your|how|that|this"
     r"|the)\b[^,;]*)?",
     r"(?:i(?:'m| am) )?(?:so |very |really |truly )?(?:sorry|apologi[sz]e|apologies)(?: (?:for|about) [^,;]*)?",
-    r"i apologi[sz]e for [^,;]*",
+    r"i (?:\w+ )?apologi[sz]e for [^,;]*",
     r"we (?:value|appreciate|love)\b.*",
     r"(?:here (?:you go|it is|is|are)|this is) ?(?:the |your |what i found)?(?:answer|results?|information"
     r"|details|summary"
@@ -185,6 +195,43 @@ _FILLERS = (
     r"(?:let's|we'll) (?:\w+ ){0,3}(?:see|look|sort|start|dive|get)\b.*",
 )
 _FILLER = re.compile(rf"{_OPENING}(?:{'|'.join(_FILLERS)})?[ ,.!:\u2026?-]*")
+
+
+# "What a great idea to ...!", "... is an interesting sum!": praise of what the user said, or wants to do.
+_PRAISE_WORDS = (
+    r"(?:great|good|nice|lovely|wonderful|excellent|interesting|fascinating|fantastic|beautiful|amazing|perfect)"
+)
+_PRAISE = re.compile(
+    rf"(?:{_OPENING})?(?:what an? (?:\w+ )?{_PRAISE_WORDS}\b.*"
+    rf"|.{{0,40}}(?:\bis|\bare|'s) (?:such )?an? (?:\w+ )?{_PRAISE_WORDS} \w+(?: \w+){{0,2}}!)"
+)
+# To keep waiting in a talk where nothing happens between two messages says nothing, whatever was asked.
+_STALLS = re.compile(
+    r"(?:just |please )?(?:one|a|give me a) (?:moment|second|sec|minute)\b"
+    r"|\b(?:please (?:wait|hold)|bear with me|stand by)\b"
+    r"|\b(?:still )?(?:working on|looking into) (?:it|that|this)\b|^(?:almost|nearly) (?:done|there|ready|finished)\b"
+)
+
+
+def stalls(sentence: str) -> bool:
+    """Return whether a sentence of an answer only asks to wait, or says that it is being worked on."""
+    return is_filler(sentence) and bool(_STALLS.search(plain(sentence)))
+
+
+def praises(sentence: str) -> bool:
+    """Return whether a sentence of an answer only says how good or interesting something is."""
+    return bool(_PRAISE.fullmatch(plain(sentence).strip()))
+
+
+# What is said to the assistant about itself, and is no thanks.
+_OBJECTS = re.compile(r"\b(?:not|no|never|nobody|nothing|still|wrong|useless)\b|n't\b")
+_TO_YOU = re.compile(r"\b(?:you|your|u|ur)\b")
+
+
+def objects(text: str) -> bool:
+    """Return whether a message of the user tells the assistant that something about it is not as it should be."""
+    low = plain(text)
+    return bool(_TO_YOU.search(low) and _OBJECTS.search(low)) and not _THANKS.search(low)
 
 
 def is_filler(sentence: str) -> bool:

@@ -2,13 +2,14 @@
 
 import re
 
-from ._words import plain, sentences
+from ._words import name_words, plain, sentences, stem
 
 # Each line is one question that has one answer at a time; each group of a line is one answer, in the words for it.
 _QUESTIONS: tuple[tuple[str, ...], ...] = (
     (
         r"processing|being (?:prepared|processed|packed)|not (?:yet )?(?:been )?(?:shipped|dispatched)|unshipped",
-        r"shipped|dispatched|in[ _-]transit|on (?:its|the|their) way|out for delivery",
+        r"shipped|dispatched|in[ _-]transit|on (?:its|the|their) way|out for delivery"
+        r"|left (?:our|the) (?:warehouse|depot)",
         r"delivered|handed over|arrived",
         r"cancell?ed|called off",
     ),
@@ -25,6 +26,8 @@ _QUESTIONS: tuple[tuple[str, ...], ...] = (
     (r"refundable", r"non-?[ _]?refundable|not refundable"),
     (r"eligible", r"ineligible|not eligible"),
     (r"passed|succeeded|successful", r"failed|unsuccessful"),
+    (r"window(?: seat)?", r"aisle(?: seat)?"),
+    (r"one[ -]way", r"round[ -]trip"),
 )
 _PATTERNS = tuple(tuple(re.compile(rf"\b(?:{state})\b") for state in question) for question in _QUESTIONS)
 # What may be, was once, or is to be: nothing that holds now.
@@ -61,7 +64,9 @@ def states_said(text: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     named: set[tuple[int, int]] = set()
     for sentence in sentences(plain(text)):
         for clause in re.split(
-            r"[,;:]\s|\s[-\u2013\u2014]\s|\b(?:but|although|though|however|because|since|so)\b", sentence
+            r"[,;:]\s|\s[-\u2013\u2014]\s|\b(?:but|although|though|however|because|since|so)\b"
+            r"|\band (?=(?:will|should|can|may|might|must|would|could)\b)",
+            sentence,
         ):
             states = _named(clause)
             named |= states
@@ -73,6 +78,24 @@ def states_said(text: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
 def exclude_each_other(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Return whether two states answer one question differently."""
     return one[0] == other[0] and one[1] != other[1]
+
+
+_LATE, _IN_TIME = states_in("delayed"), states_in("on time")
+_GONE, _THERE = states_in("sold out"), states_in("available")
+_DELAY_KEYS = frozenset(stem(word) for word in ("delay", "delayed", "late", "overdue"))
+_STOCK_KEYS = frozenset(stem(word) for word in ("stock", "available", "availability", "vacancies"))
+
+
+def state_of_number(key: str, value: str) -> set[tuple[int, int]]:
+    """Return the state that a result's number stands for: no delay is on time, nothing in stock is sold out."""
+    if not re.fullmatch(r"-?\d+(?:\.\d+)?", value):
+        return set()
+    named = name_words(key)
+    if named & _DELAY_KEYS:
+        return _LATE if float(value) > 0 else _IN_TIME
+    if named & _STOCK_KEYS:
+        return _THERE if float(value) > 0 else _GONE
+    return set()
 
 
 _DENIED = re.compile(

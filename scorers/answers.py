@@ -13,13 +13,14 @@ def no_refusal(trace: Trace) -> Feedback | None:
     """Pass if the answer does not decline what the agent could have done.
 
     Sees: the usual ways to decline in English ("I can't help with that", "please contact our support team"). What a
-    tool decided or could not do, told after the call, is no refusal, nor is asking for what is needed first, nor
-    declining what none of the tools on offer has to do with.
+    tool decided or could not do, told after the call, is no refusal, nor is asking for what is needed first, declining
+    what none of the tools on offer has to do with, or only a part of what was asked. Who declines all of it without a
+    look, though the user named a thing that a tool looks up, refuses.
 
     Cannot see: a refusal without such words ("You could ask your bank."), in another language, or behind an excuse
     that only sounds like a rule.
 
-    Of labelled turns that no rule was written by, 11 with the fault and 373 without: 8 missed, 6 false alarms.
+    Of labelled turns that no rule was written by, 19 with the fault and 438 without: 7 missed, 2 false alarms.
     """
     answer = assistant_text(trace)
     if not answer or not answer.strip():
@@ -37,13 +38,14 @@ def no_empty_answer(trace: Trace) -> Feedback | None:
     """Pass if the answer says something; a run that failed says nothing.
 
     Sees: no text, marks only, placeholders of programs ("null"), phrases that only keep the talk going ("Great
-    question! Let me check that for you.") or only say sorry where the user wanted something, and an answer that only
-    notes what the user said. "Done." after a tool call says enough, as does a greeting that is greeted back. Not
+    question! Let me check that for you."), praise ("What a lovely idea!") or only say sorry where the user wanted or
+    objected to something, asking to wait where nothing runs on, and an answer that only notes what the user said.
+    "Done." after a tool call says enough, as does a greeting that is greeted back or a smiley for "ok, thanks". Not
     applicable to a run that is paused or shows no output.
 
     Cannot see: talk that is beside the point, and filler in other words than the usual ones.
 
-    Of labelled turns that no rule was written by, 15 with the fault and 369 without: 5 missed, 9 false alarms.
+    Of labelled turns that no rule was written by, 27 with the fault and 430 without: 19 missed, 4 false alarms.
     """
     answer = assistant_text(trace)
     root = root_of(trace)
@@ -61,12 +63,12 @@ def no_truncated_answer(trace: Trace) -> Feedback | None:
 
     Sees: a model that says it stopped for length; a last word that cannot end a sentence ("the", "because"), a last
     mark that cannot ("," or ":"), a bracket, quotation or code block left open, a last word or number that is the
-    beginning of one that the results or the question hold, a last point of a list that has no end where the others
-    have one.
+    beginning of one that the results or the question hold, a last sentence or point of a list that has no end where the
+    others have one, a last point that is empty.
 
     Cannot see: an answer that was cut between two sentences, or after a word that could have been the last.
 
-    Of labelled turns that no rule was written by, 12 with the fault and 372 without: 5 missed, 4 false alarms.
+    Of labelled turns that no rule was written by, 11 with the fault and 446 without: 2 missed, 0 false alarms.
     """
     answer = assistant_text(trace)
     if not answer or not answer.strip():

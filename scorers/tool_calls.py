@@ -24,7 +24,7 @@ def no_tool_errors(trace: Trace) -> Feedback | None:
 
     Cannot see: a tool that reports its failure as an ordinary result ("nothing found", `{"ok": false}`).
 
-    Of labelled turns that no rule was written by, 34 with the fault and 350 without: 0 missed, 0 false alarms.
+    Of labelled turns that no rule was written by, 30 with the fault and 427 without: 0 missed, 0 false alarms.
     """
     calls = tool_calls(trace)
     if not calls:
@@ -50,7 +50,7 @@ def valid_tool_arguments(trace: Trace) -> Feedback | None:
     Not counted: a tool whose definition is not in the trace (a hosted one, say). The gateway has checked the arguments
     before redaction; in traces of other origin a value that redaction replaced is not counted either.
 
-    Of labelled turns that no rule was written by, 16 with the fault and 368 without: 0 missed, 0 false alarms.
+    Of labelled turns that no rule was written by, 13 with the fault and 444 without: 0 missed, 0 false alarms.
     """
     definitions = {name: tool.get("parameters") for name, tool in offered_tools(trace).items()}
     checked = [call for call in tool_calls(trace) if _was_checked(call) or isinstance(definitions.get(call.name), dict)]
@@ -145,7 +145,7 @@ def no_redundant_calls(trace: Trace) -> Feedback | None:
     Cannot see: the same question in other arguments ("shipping cost", then "cost of shipping"), a call that nobody
     needed, what an earlier turn had already found.
 
-    Of labelled turns that no rule was written by, 11 with the fault and 373 without: 0 missed, 0 false alarms.
+    Of labelled turns that no rule was written by, 10 with the fault and 447 without: 0 missed, 0 false alarms.
     """
     calls = tool_calls(trace)
     if not calls:

@@ -47,6 +47,9 @@ class TestNoUngroundedValues:
             ({"won": 12, "played": 48}, "You won 25% of them."),
             ({"total": 1187}, "That is 1187, so roughly 1200."),
             ({"phone": "+44 20 7946 0018"}, "Call +44 (20) 7946-0018."),
+            ({"opens": "18:38"}, "It opens at 18h38."),
+            ({"adult": 42.0, "child": 38.5, "room": 88, "taxi": 19, "guide": 61}, "3 x (42 + 38.50) = 241.50."),
+            ({"sent": "2026-03-05", "rule": "It takes 5 business days."}, "It is there by 12 March."),
         ],
     )
     def test_derived(self, grounded, result, answer):
@@ -76,6 +79,15 @@ class TestNoUngroundedValues:
         """What counts a part of the text, or shows a form, claims nothing."""
         assert grounded(answer, {"x": "y"}) is not False
 
+    def test_little_follows_where_it_is_not_meant(self, grounded):
+        """A rule's days are not worked out from other numbers, a sum is not rounded, a past day is no sum."""
+        rules = "Report it within 7 days. A pick-up costs 4.95."
+        assert grounded("You have 14 days to report it.", [{"page_content": rules}]) is False
+        assert grounded("You have 168 hours to report it.", [{"page_content": rules}]) is True
+        assert grounded("Together it is 72.", {"one": 75.7, "other": 3.785}) is False
+        assert grounded("It was picked up on 14 March.", {"booked": "2026-03-06", "days": 8}) is False
+        assert grounded("It comes to about 9.30.", {"amount": 1500}) is False
+
     def test_user_and_nothing_stated(self, grounded):
         """What the user gave is known; an answer without values is not judged."""
         assert grounded("I have noted 17:45 for 6 people.", user="A table for 6 at 17:45") is True
@@ -103,6 +115,14 @@ class TestNoContradictedResult:
             ({"in_stock": False}, "Yes, it is in stock."),
             ({"fee_eur": 12.0}, "There is no fee."),
             ([{"id": "a", "price": 30}, {"id": "b", "price": 20}], "The cheapest one costs 30."),
+            ({"delay_minutes": 12}, "It is on time."),
+            ({"renewed": True}, "It hasn't been renewed yet."),
+            ({"collected": "2026-03-06", "days": 8}, "It was collected on 14 March."),
+            ({"paid": 118.0, "fee": 23.6, "refund": 94.4}, "You get the 118 back."),
+            ({"price": 64.5, "currency": "USD"}, "It costs 64.50 euros."),
+            ([{"name": "Elm House", "rent": 940}, {"name": "Oak House", "rent": 720}], "Elm House costs 720."),
+            ([{"page_content": "Report a leak within 7 days of moving in."}], "Report a leak within 14 days."),
+            ([{"seat": "12 aisle"}], "You have a window seat."),
         ],
     )
     def test_contradiction(self, agrees, result, answer):
@@ -120,11 +140,30 @@ class TestNoContradictedResult:
             ({"fee_eur": 0}, "There is no fee."),
             ([{"id": "a", "price": 30}, {"id": "b", "price": 20}], "The cheapest one costs 20, the other 30."),
             ([{"status": "shipped"}, {"status": "cancelled"}], "One is shipped, the other cancelled."),
+            ({"delay_minutes": 12}, "It is 12 minutes late."),
+            ({"renewed": False}, "It hasn't been renewed yet."),
+            ({"collected": "2026-03-06"}, "It was collected on 6 March."),
+            ({"paid": 118.0, "fee": 23.6, "refund": 94.4}, "Of 118 you get 94.40 back."),
+            ([{"name": "Elm House", "rent": 940}, {"name": "Oak House", "rent": 720}], "Elm House costs 940."),
+            ({"refunded": False}, "We can offer a refund."),
         ],
     )
     def test_agreement(self, agrees, result, answer):
         """The same value or state, one that is yet to come, and a denial of the opposite pass."""
         assert agrees(answer, result) is True
+
+    def test_lists(self, traces, value):
+        """The answer counts more than were listed, or says that there are none."""
+        tools = [traces.tool("find_flats", town=TEXT)]
+        found = traces.Call("find_flats", {"town": "Ghent"}, {"flats": [{"flat": "F-12"}, {"flat": "F-15"}]})
+
+        def agrees(answer):
+            return value("no_contradicted_result", "Any flats in Ghent?", answer, found, tools=tools)
+
+        assert agrees("There are 3 flats.") is False
+        assert agrees("Sorry, there are no flats available in Ghent.") is False
+        assert agrees("There are no flats with a garden in Ghent.") is True
+        assert agrees("There are 2 flats.") is True
 
     def test_deed_that_failed(self, agrees):
         """A deed that the tool refused, or failed at, is not done."""
@@ -153,6 +192,7 @@ class TestNoRefusal:
             ("I need a visit on 3 May", "Unfortunately I'm not able to schedule visits for you."),
             ("List my invoices", "For privacy reasons, I cannot show invoices."),
             ("12 + 30?", "As an assistant I am unable to do arithmetic."),
+            ("How much is half of a third?", "I can't work with fractions."),
         ],
     )
     def test_refusal(self, willing, user, answer):
@@ -168,11 +208,18 @@ class TestNoRefusal:
             ("Book a visit", "You can't go wrong with Monday. Shall I book it?"),
             ("Is it going to hurt?", "I can't promise that it won't."),
             ("Book a visit", "Booked for Monday."),
+            ("Plot 3x + 2", "Drawing isn't something I can do, but I can work out points of it."),
         ],
     )
     def test_no_refusal(self, willing, user, answer):
         """Declining what no tool does, asking first, finding nothing and promising nothing are no refusals."""
         assert willing(user, answer) is True
+
+    def test_nothing_looked_up(self, traces, value):
+        """Declining everything about a thing that the user named, and a tool looks up, fails."""
+        tools = [traces.tool("get_parcel", parcel_id=TEXT)]
+        answer = "I'm sorry, but I can't share that."
+        assert value("no_refusal", "Who sent P-1044?", answer, tools=tools) is False
 
     def test_decision_of_a_tool(self, traces, willing):
         """What a tool has decided or failed at is told, not refused."""
@@ -194,6 +241,8 @@ class TestNoEmptyAnswer:
             "Great question!",
             "Let me check that for you. One moment please.",
             "I'm sorry.",
+            "What a great question to ask!",
+            "I hope you have a nice day!",
         ],
     )
     def test_nothing_said(self, value, answer):
@@ -207,6 +256,7 @@ class TestNoEmptyAnswer:
             ("Are you open?", "Yes."),
             ("Hello", "Hello! How can I help you?"),
             ("Thanks!", "You're welcome!"),
+            ("ok", "\U0001f44d"),
             ("What is 6 * 7?", "42"),
             ("I'd like a table", "Sure! For how many people?"),
         ],
@@ -214,6 +264,10 @@ class TestNoEmptyAnswer:
     def test_something_said(self, value, user, answer):
         """Short answers, greetings greeted back and questions say something."""
         assert value("no_empty_answer", user, answer) is True
+
+    def test_waiting(self, value):
+        """To be told to wait says nothing, whatever was said before: nothing runs on between two messages."""
+        assert value("no_empty_answer", "ok", "Just a moment, I'm working on it.") is False
 
     def test_action_reported(self, traces, value):
         """A bare "Done" is enough after an action."""
@@ -235,11 +289,14 @@ class TestNoTruncatedAnswer:
             "```python\nprint(1)",
             "1. Open the app.\n2. Tap on the",
             "The nurse will see you in the laborat",
+            "Please bring:\n1. your card,\n2.",
+            "The desk is on the left. Somebody there gives",
+            "The floors are 1, 2, 30",
         ],
     )
     def test_cut(self, traces, value, answer):
         """An end that ends nothing, something left open, and half a word fail."""
-        call = traces.Call("where", {}, "in the laboratory, second floor")
+        call = traces.Call("where", {}, "in the laboratory, second floor, door 304")
         assert value("no_truncated_answer", "Where is it?", answer, call) is False
 
     @pytest.mark.parametrize(
@@ -247,6 +304,7 @@ class TestNoTruncatedAnswer:
         [
             "42", "Paris", "On Monday at 9 am", "* one\n* two\n* three", "See you soon :)", "It is free!", "a) yes",
             "Your visit is confirmed \U0001f389", "It's in room B-204", 'He said "yes"', "I am, as far as I can",
+            "It costs 28,90 \u20ac",
         ],
     )  # fmt: skip
     def test_whole(self, value, answer):

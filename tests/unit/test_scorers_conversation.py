@@ -82,6 +82,22 @@ class TestNoRepeatedQuestion:
         question = "What are your opening hours?"
         assert value("no_repeated_question", (question, None), (question, "9 to 5.")) is False
 
+    def test_third_time(self, traces, value):
+        """Who asks a third time was not served by what the tool gives each time; news makes it another matter."""
+        question = "Is the pool open today?"
+
+        def session(*states):
+            calls = [traces.Call("pool_state", {}, {"state": state}) for state in states]
+            return [(question, f"It is {call.result['state']}.", call) for call in calls]
+
+        assert value("no_repeated_question", *session("open", "open", "open")) is False
+        assert value("no_repeated_question", *session("open", "full", "shut")) is True
+
+    def test_copied(self, value):
+        """A message copied whole into the next one was not answered, though the assistant had asked something."""
+        first = "Book the small room on Friday for Jo Bloggs"
+        assert value("no_repeated_question", (first, "Which room?"), (f"{first}!", "I see.")) is False
+
     def test_one_turn(self, asked):
         """A single turn cannot repeat anything."""
         assert asked("Where is my order?") is None
@@ -187,6 +203,34 @@ class TestNoInformationAskedTwice:
         for address in ("<EMAIL:k3f9>", "jo@example.com"):
             assert talk(f"I am {address}, reset my password", "Please provide your email address.") is False
 
+    @pytest.mark.parametrize(
+        ("said", "request_", "reply"),
+        [
+            ("I want to stay 2 nights", "How many nights will you stay?", "two of them"),
+            ("A loan of 12,000 at 4.5%", "What's the amount of the loan?", "12,000"),
+            ("My cat Minka limps", "What is the matter with the animal?", "it limps, my cat limps"),
+            ("Room 214 is cold", "Which room are you in?", "see above"),
+            ("Is TX 550 late?", "Which train would that be?", "TX 550"),
+        ],
+    )
+    def test_reply_shows_it(self, talk, said, request_, reply):
+        """A reply that can only say it again, or says that it was said, shows that the question was needless."""
+        assert talk(said, request_, reply) is False
+
+    @pytest.mark.parametrize(
+        ("said", "request_", "reply"),
+        [
+            ("Two rooms, 214 and 215", "Room 214 or room 215?", "214"),
+            ("I was in Leeds and York", "Which one shall I look up?", "York"),
+            ("A table on 3 June", "Until what day will you stay?", "10 June"),
+            ("Is TX 550 late?", "I couldn't find it. Which train is it?", "TX 550"),
+            ("Stay for 2 nights", "How old are you?", "22"),
+        ],
+    )
+    def test_reply_shows_nothing(self, talk, said, request_, reply):
+        """A choice, a new value and a second attempt at what was not found are no needless questions."""
+        assert talk(said, request_, reply) is not False
+
     def test_nothing_asked(self, talk):
         """An assistant that asks for nothing is not judged."""
         assert talk("Hi", "Hello, how can I help?", "What's 2 + 2?", "4.") is None
@@ -228,6 +272,26 @@ class TestNoRephrasedQuestion:
         """A follow-up, another value, a correction and a thank-you are no rephrasing."""
         assert value("no_rephrased_question", (first, answer), (second, "I see.")) is True
 
+    def test_part_of_the_question(self, value):
+        """Who comes back to a part of the question that the answer left out asks again; of what it said they go on."""
+        asked = "Is the 8:15 on time, and from which platform?"
+        assert value("no_rephrased_question", (asked, "It is on time."), ("platform?", "I see.")) is False
+        assert value("no_rephrased_question", (asked, "Platform 4, on time."), ("platform?", "4.")) is True
+
+    def test_not_what_was_asked(self, value):
+        """Who says that it was no answer has asked before, whatever the words."""
+        turns = (
+            ("May I bring my dog?", "We love all animals."),
+            ("That's not what I asked. Are pets allowed?", "Yes."),
+        )
+        assert value("no_rephrased_question", *turns) is False
+
+    def test_tries_again(self, traces, value):
+        """To have it tried once more is to ask in no other words."""
+        call = traces.Call("weigh", {"of": "parcel 77"}, "x", error="timeout")
+        turns = (("what does parcel 77 weigh", "That failed.", call), ("can you try again", "It failed again.", call))
+        assert value("no_rephrased_question", *turns) is True
+
     def test_same_call_same_answer(self, traces, value):
         """Two messages that got the same number out of the same call asked the same, or were taken for it."""
         call = traces.Call("sum_of", {"of": "bills"}, 120)
@@ -266,8 +330,30 @@ class TestNoFrustration:
             "My boss wants it by noon.",
             "Could you repeat that, please?",
             "thank god, it worked",
+            "So you can't ship to Norway?",
+            "Why don't you ship to Norway?",
+            "Just give me the cheapest one",
+            "I was told it takes 5 days",
+            "I already did a return last year, is it the same?",
+            "Do you keep my data?",
+            "Sorry if this is a stupid question: who pays?",
+            "THE BIG ONE!!",
         ],
     )
     def test_no_signs(self, value, text):
         """Joy, abbreviations and plain requests pass."""
         assert value("no_frustration", ("hi", "Hello!"), (text, "I see.")) is True
+
+    @pytest.mark.parametrize(
+        "text", ["really??", "just tell me the price", "it's in my message", "*sighs*", "eighty!!"]
+    )
+    def test_after_a_turn_in_vain(self, value, text):
+        """What can be meant well is a sign after a turn that brought nothing, and none after one that helped."""
+        assert value("no_frustration", ("What does the room cost?", "I'm sorry."), (text, "I see.")) is False
+        assert value("no_frustration", ("hi", "Hello!"), (text, "I see.")) is True
+
+    def test_capitals_throughout(self, value):
+        """Who writes everything in capitals does not shout; who falls into them does."""
+        shouted = ("NOW WHAT ABOUT THE OTHER FOUR", "24.")
+        assert value("no_frustration", ("HOW MUCH IS THAT", "20."), shouted) is True
+        assert value("no_frustration", ("how much is that", "20."), shouted) is False

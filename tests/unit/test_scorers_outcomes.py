@@ -150,6 +150,28 @@ class TestMakesProgress:
         worked = traces.Call("track", {"id": 5}, {"place": "Leeds"})
         assert value("makes_progress", *turns, ("where is 5", "It is in Leeds.", worked)) is True
 
+    def test_false_promise(self, traces, value):
+        """A deed that no tool did brings nothing once the user comes back about it in vain."""
+        tools = [traces.tool("send_letter")]
+
+        def session(*lines):
+            return [traces.trace(*line, tools=tools, index=place) for place, line in enumerate(lines)]
+
+        first = ("please send the letter", "I've sent it.")
+        assert value.of("makes_progress", session(first, ("nothing came", "I've sent it once more."))) is False
+        assert value.of("makes_progress", session(first, ("great, thanks!", "You're welcome!"))) is True
+
+    def test_needless_questions(self, traces, value):
+        """Questions for what was said bring nothing; a tool that answers in the end makes up for them."""
+        turns = [
+            ("Is room 214 free on 3 June?", "Which room do you mean?"),
+            ("214, as I wrote", "And on which day?"),
+            ("3 June!! it's in my message", "I see."),
+        ]
+        assert value("makes_progress", *turns) is False
+        call = traces.Call("is_free", {"room": 214}, {"free_from": "12:30"})
+        assert value("makes_progress", *turns[:2], ("3 June", "It is free from 12:30.", call)) is True
+
     def test_progress(self, value):
         """Questions that get the user on, answers and small talk are progress; one turn is not judged."""
         turns = [

@@ -193,17 +193,35 @@ class TestAnswerUsesToolResult:
     @pytest.mark.parametrize(
         ("result", "answer"),
         [
-            (36.0, "That makes 37."),
-            (36.0, "That makes 360."),
             (36.0, "I cannot calculate that."),
             (0.92, "It is 1."),
-            ({"amount": 1198.27, "currency": "EUR"}, "It is 1,150.00 EUR."),
             (7, "1. Open the app\n2. Tap on it\n7. Done"),
         ],
     )
     def test_other_number(self, uses, result, answer):
-        """Another number, or none, fails, even beside the right currency."""
+        """No number of the result's fails."""
         assert uses(result, answer) is False
+
+    @pytest.mark.parametrize(
+        ("result", "answer"),
+        [
+            (36.0, "That makes 37."),
+            ({"amount": 1198.27, "currency": "EUR"}, "It is 1,150.00 EUR."),
+            ({"starts": "19:30"}, "Doors open at 8:30 pm."),
+            ({"tracking": "1Z-99-AX"}, "Your tracking code is 1Z-99-AY."),
+            ({"phase": "review", "left": 12}, "There is one more thing to tell, and the"),
+        ],
+    )
+    def test_wrong_value_in_its_place(self, uses, result, answer):
+        """A value that is made up or wrong in the result's place, or an end that is cut, is for other scorers."""
+        assert uses(result, answer) is None
+
+    def test_key_that_was_asked_for(self, traces, value):
+        """Where the user names a key, one of its values has to show."""
+        found = traces.Call("search_flats", {"town": "Ghent"}, [{"flat": "F-12", "rent": 940, "rooms": 3}])
+        asked = "What is the rent of the flat in Ghent?"
+        assert value("answer_uses_tool_result", asked, "F-12 has 3 rooms.", found) is False
+        assert value("answer_uses_tool_result", asked, "F-12 has 3 rooms, for 940.", found) is True
 
     @pytest.mark.parametrize(
         "answer",
@@ -229,7 +247,6 @@ class TestAnswerUsesToolResult:
     def test_time(self, uses):
         """A time of the 24-hour clock counts on the 12-hour clock."""
         assert uses({"starts": "19:30"}, "Doors open at 7:30 pm.") is True
-        assert uses({"starts": "19:30"}, "Doors open at 8:30 pm.") is False
 
     @pytest.mark.parametrize(
         ("result", "answer"),
@@ -242,6 +259,9 @@ class TestAnswerUsesToolResult:
             ('{"status": "cancelled"}', "It was canceled."),
             ([{"sku": "K-1", "price": 10}, {"sku": "K-2", "price": 20}], "The cheapest one is 10."),
             ("Berlin: light rain, 4 °C", "Expect light rain."),
+            ({"status": "in_transit"}, "It is on its way."),
+            ({"delay_minutes": 0}, "It is on time."),
+            ({"deposit": "none", "term": "1 year"}, "You pay no deposit."),
         ],
     )
     def test_text(self, uses, result, answer):
@@ -250,7 +270,7 @@ class TestAnswerUsesToolResult:
 
     @pytest.mark.parametrize(
         ("result", "answer"),
-        [("Paris", "The capital is Lyon."), ({"tracking": "1Z-99-AX"}, "Your tracking code is 1Z-99-AY.")],
+        [("Paris", "The capital is Lyon."), ({"desk": "North Hall"}, "Ask at the entrance.")],
     )
     def test_other_text(self, uses, result, answer):
         """Another name or code fails."""
@@ -267,7 +287,6 @@ class TestAnswerUsesToolResult:
             ("ok", "All set."),
             ({"success": True, "error": None}, "All set."),
             ({"status": "sent", "message_id": "msg-8f7a"}, "I have e-mailed it."),
-            ({"status": "in_transit"}, "It is on its way."),
             ({"status": "Delivered"}, "It is with you already."),
             ({"balance": 0}, "You owe nothing."),
             ("No results found", "I am afraid there is none."),
