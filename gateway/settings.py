@@ -202,7 +202,7 @@ class Settings(BaseSettings):
     """Base URL of the judges' API, for OpenAI-compatible servers. ``None``: OPENAI_BASE_URL, or the provider's own."""
     judge_api_key: SecretStr | None = None
     """Key for the judges' API. ``None``: the provider's usual environment variable."""
-    judge_concurrency: int = Field(default=4, ge=1, le=64)
+    judge_concurrency: int = Field(default=16, ge=1, le=64)
     """Scorings that one evaluator has under way at once, judges' above all."""
     judge_timeout_s: float = Field(default=180.0, gt=0)
     """Seconds that all judge calls of one scoring may take together, waiting for their turn included."""

@@ -15,6 +15,7 @@ trace is missing in the end.
 """
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -38,14 +39,13 @@ import psutil
 import psycopg
 from rich.console import Console
 from rich.table import Table
+from scoring_runs.usage import cpu_s
 
 from gateway.settings import MLFLOW_DEFAULTS, Settings, sibling_database, sqlalchemy_url
 
 os.environ.update(MLFLOW_DEFAULTS)  # before MLflow is imported
 
-from mlflow.entities import Feedback
 from mlflow.entities import Trace as MlflowTrace
-from mlflow.genai.scorers import scorer
 
 from gateway.crypto import Keys, load_keys
 from gateway.evaluation.catalog import load_scorers
@@ -55,7 +55,6 @@ from gateway.evaluation.records import redacted
 from gateway.evaluation.scoring import LiveScorer, score_trace
 from gateway.evaluation.store import MlflowStore, configure_mlflow
 from gateway.evaluation.threads import ScorerThreads
-from gateway.rules import ScorerRule
 from gateway.storage.database import create_database, migrate, open_pool
 from gateway.storage.embedded import EmbeddedPostgres
 from gateway.tracing.handover.storing import FinishedRun, store_runs
@@ -63,7 +62,15 @@ from gateway.tracing.redaction.redactor import Redactor
 from gateway.tracing.spans import Span, Trace, decode, encode
 
 ROOT = Path(__file__).parent.parent
-SCORES = 6
+SIX = (
+    "no_tool_errors",
+    "valid_tool_arguments",
+    "no_redundant_calls",
+    "answer_uses_tool_result",
+    "no_ungrounded_values",
+    "no_empty_answer",
+)
+"""Scorers in plain code, those that look at every value of the answer among them."""
 TURNS = 3
 """Turns of a session."""
 FILL_BATCH = 200
@@ -134,8 +141,7 @@ class Bench:
 
     def servers_s(self) -> float:
         """Return the CPU time that the servers have taken so far."""
-        processes = [each for server in self._servers for each in (server, *server.children(recursive=True))]
-        return sum(sum(process.cpu_times()[:2]) for process in processes)
+        return sum(map(cpu_s, self._servers))
 
     async def round(self, intake: TraceIntake, store: TimedStore, traces: int) -> Round:
         """Fill the outbox, take the traces in, and see where the time went."""
@@ -148,8 +154,8 @@ class Bench:
         with psycopg.connect(database_of(self.settings)) as connection:
             left = connection.execute("SELECT state, scored_by, count(*) FROM runs GROUP BY 1, 2").fetchall()
             connection.execute("TRUNCATE runs, scores, conversations, sampled_sessions CASCADE")
-        if left != [("scored", SCORES, traces)]:
-            raise SystemExit(f"not all of {traces} traces were scored by {SCORES}: {left}")
+        if left != [("scored", len(SIX), traces)]:
+            raise SystemExit(f"not all of {traces} traces were scored by {len(SIX)}: {left}")
         return Round(traces, wall_s, decode_s, score_s, store.cpu_s - store_s, whole_s, self.servers_s() - servers_s)
 
     def _apart(self, experiment_id: str, traces: int) -> tuple[float, float]:
@@ -167,19 +173,9 @@ class Bench:
 
 
 def six_scorers(settings: Settings) -> list[LiveScorer]:
-    """Return the project's four scorers of single traces, and two more."""
-
-    def answered(outputs: Any) -> Feedback:
-        text = str(outputs["messages"][-1]["content"])
-        return Feedback(value=bool(text), rationale=f"{len(text)} characters")
-
-    def quick(trace: MlflowTrace) -> Feedback:
-        took_ms = trace.info.execution_duration or 0
-        return Feedback(value=took_ms < 5000, rationale=f"took {took_ms} ms")
-
+    """Return six of the project's scorers of single traces, in plain code; each says something of each trace."""
     known = {live.name: live for live in load_scorers(settings)}
-    names = ("no_tool_errors", "valid_tool_arguments", "no_redundant_calls", "answer_uses_tool_result")
-    return [known[name] for name in names] + [LiveScorer(scorer(each), "1", ScorerRule()) for each in (answered, quick)]
+    return [known[name] for name in SIX]
 
 
 def realistic(number: int) -> Trace:
@@ -356,7 +352,9 @@ def report(results: dict[str, list[Round]]) -> Table:
     table = Table("", *results, title="Intake, medians", title_justify="left")
     rates = [[each.traces / each.wall_s for each in rounds] for rounds in results.values()]
     table.add_row("traces/s, one evaluator on one core", *(f"{statistics.median(each):.0f}" for each in rates))
+    by_cpu = [statistics.median([each.traces / each.whole_s for each in rounds]) for rounds in results.values()]
     table.add_row("  from round to round", *(f"{min(each):.0f} to {max(each):.0f}" for each in rates))
+    table.add_row("traces/s of its processor time", *(f"{each:.0f}" for each in by_cpu))
     rows = {
         "whole_s": "evaluator, ms CPU a trace",
         "decode_s": "  decode",
@@ -378,6 +376,28 @@ def main(*, traces: int = 500, rounds: int = 3, rest: bool = True, burst_of: int
         rest: Write over REST as well.
         burst_of: Instead, show the lag while so many traces are written at once.
     """
+    if burst_of is not None:
+        with ground() as parts:
+            own_core()
+            is_whole = asyncio.run(burst(Bench(parts.settings, [parts.database]), parts.uri, burst_of))
+        sys.exit(0 if is_whole else 1)
+    Console().print(report(take_in(traces, rounds, rest=rest)))
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the evaluator stands on."""
+
+    settings: Settings
+    uri: str
+    """MLflow's database, as SQLAlchemy takes it."""
+    database: psutil.Process
+    folder: Path
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """Run a Postgres with both databases, in a temporary folder, until the block is left."""
     with tempfile.TemporaryDirectory(prefix="intake-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # for a Postgres that may run as somebody else
@@ -394,42 +414,28 @@ def main(*, traces: int = 500, rounds: int = 3, rest: bool = True, burst_of: int
                 agents_dir=ROOT / "agents",
                 scorers_dir=ROOT / "scorers",
             )
-            database = psutil.Process(postgres.pid)
-            sys.exit(run(settings, uri, database, folder, traces, rounds, rest=rest, burst_of=burst_of))
+            MlflowStore(uri, "intake")  # makes the tables, before a server would
+            yield Ground(settings, uri, psutil.Process(postgres.pid), folder)
         finally:
             postgres.stop()
 
 
-def run(
-    settings: Settings,
-    uri: str,
-    database: psutil.Process,
-    folder: Path,
-    traces: int,
-    rounds: int,
-    *,
-    rest: bool,
-    burst_of: int | None,
-) -> int:
-    """Run what was asked for; return the exit code."""
-    MlflowStore(uri, "intake")  # makes the tables, before a server would
-    if burst_of is not None:
-        own_core()
-        return 0 if asyncio.run(burst(Bench(settings, [database]), uri, burst_of)) else 1
-    if not rest:
-        own_core()
-        results = asyncio.run(measure(Bench(settings, [database]), {"direct": uri}, traces, rounds))
-    else:
-        with mlflow_server(uri, folder) as (url, server):
+def take_in(traces: int, rounds: int, *, rest: bool) -> dict[str, list[Round]]:
+    """Take traces in, directly and, if ``rest``, over REST in turn; return the rounds of each."""
+    with ground() as parts:
+        if not rest:
             own_core()
-            ways = {"direct": uri, "REST": url}
-            results = asyncio.run(measure(Bench(settings, [database, server]), ways, traces, rounds))
-    Console().print(report(results))
-    return 0
+            return asyncio.run(measure(Bench(parts.settings, [parts.database]), {"direct": parts.uri}, traces, rounds))
+        with mlflow_server(parts.uri, parts.folder) as (url, server):
+            own_core()
+            bench = Bench(parts.settings, [parts.database, server])
+            return asyncio.run(measure(bench, {"direct": parts.uri, "REST": url}, traces, rounds))
 
 
 def own_core() -> None:
-    """Keep this process to one core, once its servers are started."""
+    """Keep this process to one core, once its servers are started, and its memory as an evaluator does."""
+    gc.collect()
+    gc.freeze()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 

@@ -158,9 +158,14 @@ def judge() -> Iterator[Judge]:
         yield server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what shares the gateway first: one test process takes all of it, and none is left for a second gateway."""
+    items.sort(key=lambda item: "gateway" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory, judge: Judge) -> Iterator[Gateway]:
-    """One running gateway with judges, shared by the tests that leave it running."""
+def gateway_of_the_session(tmp_path_factory: pytest.TempPathFactory, judge: Judge) -> Iterator[Gateway]:
+    """A gateway with judges."""
     settings = {
         "GATEWAY_JUDGE_MODEL": "openai:/judge-1",
         "GATEWAY_JUDGE_BASE_URL": judge.url,
@@ -169,3 +174,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, judge: Judge) -> Iterator[
     running = Gateway(tmp_path_factory.mktemp("gateway") / "home", **settings).start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def gateway(gateway_of_the_session: Gateway) -> Gateway:
+    """One running gateway with judges, shared by the tests; who stops it makes the next one wait for its start."""
+    assert gateway_of_the_session.process is not None
+    if gateway_of_the_session.process.poll() is not None:
+        gateway_of_the_session.start()
+    return gateway_of_the_session

@@ -13,8 +13,12 @@ TOOL_SCORERS = {"no_tool_errors", "valid_tool_arguments", "no_redundant_calls"}
 
 def all_scored(gateway: Gateway, trace_ids: list[str], expected: set[str]) -> dict[str, dict[str, list[Any]]] | None:
     """Return the assessments of the traces once each has the expected ones."""
-    found = {trace_id: gateway.assessments(trace_id) for trace_id in trace_ids}
-    return found if all(expected <= set(each) for each in found.values()) else None
+    found: dict[str, dict[str, list[Any]]] = {}
+    for trace_id in reversed(trace_ids):  # the last one is scored last: while it is not, the others are not asked for
+        found[trace_id] = gateway.assessments(trace_id)
+        if not expected <= set(found[trace_id]):
+            return None
+    return found
 
 
 def test_the_whole_journey(gateway: Gateway, judge: Judge) -> None:

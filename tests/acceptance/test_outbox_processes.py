@@ -33,7 +33,7 @@ def web_on(folder: Path, url: str, **settings: str) -> Iterator[Web]:
     """Start one more web process on the folder and the database of those before."""
     web = Web(folder, url, **settings)
     try:
-        eventually(web.status)
+        eventually(web.status, within_s=120)
         yield web
     finally:
         web.end()

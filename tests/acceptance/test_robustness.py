@@ -316,11 +316,11 @@ def test_a_huge_head_is_refused(web: Web) -> None:
     web.ask("2 + 3", "math")
 
 
-CROWD, GATES = 500, 10
+CROWD, GATES = 300, 10
 
 
 async def test_a_crowd_of_which_half_leaves(web: Web) -> None:
-    """Of 500 streams at once, those whose clients stay are whole; of the others nothing is left but the ledger."""
+    """Of 300 streams at once, those whose clients stay are whole; of the others nothing is left but the ledger."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * CROWD)), hard))
     files, memory, tasks = web.usage.num_fds(), web.usage.memory_info().rss, web.tasks()
@@ -416,7 +416,7 @@ async def test_a_flood_of_malformed_bodies(web: Web) -> None:
 
     async def connection() -> None:
         async with httpx.AsyncClient(base_url=web.api.base_url, timeout=60) as client:
-            for _ in range(400):
+            for _ in range(200):
                 await send(client)
 
     await asyncio.gather(*(connection() for _ in range(6)))

@@ -347,7 +347,7 @@ def running(folder: Path, postgres_url: str, *settings: dict[str, str]) -> Itera
         for web in webs:
             stack.callback(web.end)
         for web in webs:
-            eventually(web.status)
+            eventually(web.status, within_s=120)
         yield webs
 
 

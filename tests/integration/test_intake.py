@@ -352,42 +352,6 @@ async def test_an_mlflow_database_that_goes_away_in_a_write_loses_and_doubles_no
     assert rows("SELECT DISTINCT state FROM runs") == [("scored",)]
 
 
-async def test_an_evaluator_killed_at_work_leaves_nothing_undone(settings, mlflow_uri, database_url, rows) -> None:
-    """A process that is killed in the middle of an outbox: another takes its claims over, and all is there once."""
-    trace_ids = fill(settings, *(made(f"s-{number // 3}") for number in range(60)))
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "MLFLOW_", "OPENAI_"))
-    }
-    environment |= {
-        "GATEWAY_DATABASE_URL": database_url,
-        "GATEWAY_SECRET_KEY": "a secret key for tests only",
-        "GATEWAY_HOME": str(settings.home),
-        "GATEWAY_MLFLOW_TRACKING_URI": mlflow_uri,
-        "GATEWAY_MLFLOW_EXPERIMENT": settings.mlflow_experiment,
-        "GATEWAY_EVALUATOR_BATCH": "5",
-    }
-    MlflowStore(mlflow_uri, settings.mlflow_experiment)  # makes the tables
-    command = [sys.executable, "-m", "gateway", "worker"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - to be killed
-    try:
-        async with asyncio.timeout(120):
-            while rows("SELECT count(*) < 60 FROM outbox") != [(True,)]:  # noqa: ASYNC110 - another process' doing
-                await asyncio.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    [(left,)] = rows("SELECT count(*) FROM outbox")
-    assert left
-    async with evaluator(settings, mlflow_uri) as parts:
-        async with asyncio.timeout(20):  # until Postgres has seen that the connection is gone
-            while rows("SELECT count(*) FROM outbox") != [(0,)]:
-                await parts.intake.drain()
-        traces = parts.store.read_traces(trace_ids)
-    assert len(traces) == 60
-    assert all(is_whole(trace, scores=len(trace.info.assessments)) for trace in traces)
-    assert rows("SELECT DISTINCT state FROM runs WHERE state NOT IN ('scored', 'not_selected')") == []
-
-
 async def test_what_is_left_pending_gets_its_true_state_and_that_is_noted(settings, mlflow_uri, rows) -> None:
     """Without a row in the outbox and without a job, a run ends as what its scores say, or as lost, and when."""
     ids = fill(settings, made("a"), made("b"), made("c"))
