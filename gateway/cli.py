@@ -22,6 +22,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from uvicorn.loops.auto import auto_loop_factory
 
 from gateway import __version__
 from gateway.commands import datasets, doctor, offline, rescore, scorers, scores
@@ -138,7 +139,8 @@ def worker() -> None:
 
     settings = _prepare(serves=True)
     migrate(database_url(settings))
-    asyncio.run(run_evaluator(settings))
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # as web processes have it: uvloop
+        runner.run(run_evaluator(settings))
     _leave()
 
 

@@ -165,9 +165,7 @@ class ScoringWorker:
 
     async def _score_subject(self, group: list[Scoring]) -> None:
         first = group[0]
-        async with self._parts.pool.connection() as connection, connection.transaction():
-            forgotten = await erased(connection, [first.trace_id])
-        if forgotten:  # MLflow may have it still: no model is to read it any more
+        if await self._is_forgotten(first):  # MLflow may have it still: no model is to read it any more
             await self._end_all(group, "forgotten")
             return
         traces = await self._traces(first)
@@ -188,6 +186,12 @@ class ScoringWorker:
             else:
                 results.append(self._score(scoring, live, traces))
         await asyncio.gather(*results)
+
+    async def _is_forgotten(self, scoring: Scoring) -> bool:
+        """Whether its run was forgotten before a model reads it; it may be so until the scores are stored."""
+        async with self._parts.pool.connection() as connection:
+            cursor = await connection.execute(_FORGOTTEN, [scoring.trace_id])
+            return await cursor.fetchone() is not None
 
     async def _traces(self, scoring: Scoring) -> list[MlflowTrace] | None:
         """Return the subject's traces, oldest first; ``None``: of a conversation that is longer by now."""
@@ -327,8 +331,10 @@ async def project(pool: Pool, store: MlflowStore, scores: Sequence[Score], span_
         replaced = [score_id for score_id, _ in found]
         # MLflow knows this within a trace only, and a turn that came late may have become the conversation's first.
         overrides = next((score_id for score_id, trace_id in found if trace_id == score.trace_id), None)
-        async with pool.connection() as connection:
-            missing = [each for each in await unlogged(connection, replaced) if each.trace_id == score.trace_id]
+        missing: list[Score] = []
+        if replaced:
+            async with pool.connection() as connection:
+                missing = [each for each in await unlogged(connection, replaced) if each.trace_id == score.trace_id]
         for each in missing:  # as a crash has left them: they come first, to be overridden
             await asyncio.to_thread(store.write_assessment, each.assessment(span_id))
         await asyncio.to_thread(store.write_assessment, score.assessment(span_id, overrides))
@@ -353,6 +359,7 @@ def _subject(scoring: Scoring) -> tuple[str, int]:
     return scoring.subject, scoring.turns
 
 
+_FORGOTTEN = "SELECT 1 FROM runs WHERE trace_id = %s AND state = 'erased'"
 _TURNS = f"SELECT trace_id FROM runs WHERE session_id = %s AND {KEPT} ORDER BY started_at"
 # Of a conversation: what was said when it was shorter. Of any subject: that the scorer failed, or what an earlier
 # version of it said.
