@@ -97,7 +97,7 @@ class ConversationScoring:
         work = _Work(session_id, agent, traces, [])
         if traces:
             async with self._pool.connection() as connection:
-                work.scores = await unlogged_scores(connection, traces[0].info.trace_id, len(traces))
+                work.scores = await unlogged_scores(connection, [traces[0].info.trace_id], len(traces))
             said = await self._ask(work)
             async with self._pool.connection() as connection, connection.transaction():
                 if await erased(connection, trace_ids):

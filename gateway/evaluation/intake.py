@@ -35,7 +35,7 @@ from gateway.evaluation.records import (
     mark_logged,
     note_skips,
     save_scores,
-    unlogged_of_traces,
+    unlogged_scores,
 )
 from gateway.evaluation.scoring import LiveScorer, Score, trace_task
 from gateway.evaluation.scorings import enqueue, enqueue_failed
@@ -238,7 +238,7 @@ class TraceIntake:
             work.scores += scores_of(each, outcome, work.skips)
 
     async def _save_scores(self, connection: Connection, works: list[_Work]) -> None:
-        before = await unlogged_of_traces(connection, [work.trace.trace_id for work in works])
+        before = await unlogged_scores(connection, [work.trace.trace_id for work in works])
         asked = {(score.trace_id, score.scorer) for score in before}
         said = [
             (work.trace.session_id, [each for each in work.scores if (each.trace_id, each.scorer) not in asked])

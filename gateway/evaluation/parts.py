@@ -88,23 +88,7 @@ def put_together(
     def room() -> Room:
         return Room(1.0 if budget is None else budget.share, pressure.share)
 
-    worker = ScoringWorker(
-        WorkerParts(
-            pool,
-            store,
-            Scorings(pool, ground.evaluator_id),
-            ground.scorers,
-            threads,
-            redactor,
-            relay,
-            ground.rules,
-            concurrency=settings.judge_concurrency,
-            timeout_s=settings.judge_timeout_s,
-            share_key=ground.keys.derive("sampling"),
-            room=room,
-            is_pressed=lambda: pressure.is_high,
-        )
-    )
+    worker = _worker(ground, threads, redactor, relay, pressure, room)
     parts = IntakeParts(
         ground.scorers,
         threads,
@@ -124,6 +108,34 @@ def put_together(
         datasets,
         MlflowErasure(pool, ground.queue, store, datasets),
         TagProjection(pool, store),
+    )
+
+
+def _worker(
+    ground: Ground,
+    threads: ScorerThreads,
+    redactor: Redactor,
+    relay: Relay | None,
+    pressure: Pressure,
+    room: Callable[[], Room],
+) -> ScoringWorker:
+    settings = ground.settings
+    return ScoringWorker(
+        WorkerParts(
+            ground.pool,
+            ground.store,
+            Scorings(ground.pool, ground.evaluator_id),
+            ground.scorers,
+            threads,
+            redactor,
+            relay,
+            ground.rules,
+            concurrency=settings.judge_concurrency,
+            timeout_s=settings.judge_timeout_s,
+            share_key=ground.keys.derive("sampling"),
+            room=room,
+            is_pressed=lambda: pressure.is_high,
+        )
     )
 
 

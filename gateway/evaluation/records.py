@@ -121,41 +121,22 @@ def _json(value: Any) -> Jsonb | None:
     return None if value is None else Jsonb(value)
 
 
-async def unlogged_scores(connection: Connection, trace_id: str, turns: int | None = None) -> list[Score]:
+async def unlogged_scores(connection: Connection, trace_ids: Sequence[str], turns: int | None = None) -> list[Score]:
     """Return the scores that are stored and may not be in MLflow yet, as a crash or an outage leaves them.
 
     Args:
         connection: to the database.
-        trace_id: the trace that the scores are on.
-        turns: turns of the conversation, for a conversation's scores; ``None`` for a trace's own.
+        trace_ids: the traces that the scores are on.
+        turns: turns of the conversation, for a conversation's scores; ``None`` for the traces' own.
     """
-    async with connection.cursor(row_factory=class_row(Score)) as cursor:
-        await cursor.execute(
-            f"SELECT {_COLUMNS} FROM scores "
-            "WHERE trace_id = %s AND turns IS NOT DISTINCT FROM %s AND logged_at IS NULL",
-            [trace_id, turns],
-        )
-        return await cursor.fetchall()
+    where = "trace_id = ANY(%s) AND turns IS NOT DISTINCT FROM %s AND logged_at IS NULL"
+    return await _read(connection, where, [list(trace_ids), turns])
 
 
 async def unlogged(connection: Connection, score_ids: Sequence[str]) -> list[Score]:
     """Return those of the scores that may not be in MLflow yet, the oldest first."""
-    async with connection.cursor(row_factory=class_row(Score)) as cursor:
-        await cursor.execute(
-            f"SELECT {_COLUMNS} FROM scores WHERE score_id = ANY(%s) AND logged_at IS NULL ORDER BY created_at",
-            [list(score_ids)],
-        )
-        return await cursor.fetchall()
-
-
-async def unlogged_of_traces(connection: Connection, trace_ids: Sequence[str]) -> list[Score]:
-    """Return the traces' own scores that an earlier attempt has stored, and that may not be in MLflow yet."""
-    async with connection.cursor(row_factory=class_row(Score)) as cursor:
-        await cursor.execute(
-            f"SELECT {_COLUMNS} FROM scores WHERE trace_id = ANY(%s) AND session_id IS NULL AND logged_at IS NULL",
-            [list(trace_ids)],
-        )
-        return await cursor.fetchall()
+    where = "score_id = ANY(%s) AND logged_at IS NULL ORDER BY created_at"
+    return await _read(connection, where, [list(score_ids)])
 
 
 async def stored_scores(
@@ -170,23 +151,19 @@ async def stored_scores(
         scorer: its name.
         version: its version.
     """
-    async with connection.cursor(row_factory=class_row(Score)) as cursor:
-        await cursor.execute(
-            f"SELECT {_COLUMNS} FROM scores WHERE trace_id = %s AND turns IS NOT DISTINCT FROM %s AND scorer = %s "
-            "AND scorer_version = %s AND error IS NULL",
-            [trace_id, turns, scorer, version],
-        )
-        return await cursor.fetchall()
+    where = "trace_id = %s AND turns IS NOT DISTINCT FROM %s AND scorer = %s AND scorer_version = %s AND error IS NULL"
+    return await _read(connection, where, [trace_id, turns, scorer, version])
 
 
 async def earlier_scores(connection: Connection, session_id: str, scorer: str, turns: int) -> list[Score]:
     """Return a scorer's verdicts on a conversation when it had fewer turns, the newest first."""
+    where = "session_id = %s AND scorer = %s AND turns < %s AND error IS NULL ORDER BY turns DESC, created_at DESC"
+    return await _read(connection, where, [session_id, scorer, turns])
+
+
+async def _read(connection: Connection, where: str, values: Sequence[Any]) -> list[Score]:
     async with connection.cursor(row_factory=class_row(Score)) as cursor:
-        await cursor.execute(
-            f"SELECT {_COLUMNS} FROM scores WHERE session_id = %s AND scorer = %s AND turns < %s "
-            "AND error IS NULL ORDER BY turns DESC, created_at DESC",
-            [session_id, scorer, turns],
-        )
+        await cursor.execute(f"SELECT {_COLUMNS} FROM scores WHERE {where}", values)
         return await cursor.fetchall()
 
 

@@ -24,7 +24,6 @@ from gateway.evaluation.retention import JUDGED_UNTIL, Earlier
 from gateway.evaluation.threads import GivenUp, ScorerThreads
 from gateway.evaluation.values import as_declared, declared_type, meaning, message_of, storable, storable_text
 from gateway.rules import ScorerRule
-from gateway.tracing.sampling import draw
 
 log = structlog.get_logger(__name__)
 
@@ -66,12 +65,6 @@ class LiveScorer:
     def applies(self, facts: TraceFacts) -> Reason | None:
         """Return what of its rule keeps it from a trace or a conversation; ``None``: nothing does."""
         return why_not(self.rule, facts)
-
-    def draws(self, key: bytes, agent: str, subject: str) -> bool:
-        """Whether it scores this subject: a pure function, with the scorer's name as salt."""
-        if self.rule.agents is not None and agent not in self.rule.agents:
-            return False
-        return draw(key, "scorer", self.name, subject) < self.rule.share
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from mlflow.entities import AssessmentError, AssessmentSource, Expectation, Feed
 from mlflow.genai.scorers import scorer
 
 from gateway.evaluation.applicability import expectations_of
+from gateway.evaluation.filters import TraceFacts
 from gateway.evaluation.scoring import (
     LiveScorer,
     Scored,
@@ -17,6 +18,7 @@ from gateway.evaluation.scoring import (
     score_id,
     score_trace,
 )
+from gateway.evaluation.selection import select
 from gateway.evaluation.values import Nonsense, as_declared
 from gateway.rules import ScorerRule
 
@@ -291,29 +293,36 @@ def test_score_ids():
     )
 
 
-def test_share():
+def test_share(turn):
     """A scorer draws its share of subjects, always the same ones, independent of what another scorer draws."""
 
     def other(trace):
         return None
 
-    subjects = [f"tr-{number}" for number in range(10_000)]
+    facts, subjects = TraceFacts([turn]), [f"tr-{number}" for number in range(10_000)]
+
+    def drawn(each):
+        return {subject for subject in subjects if select([each], b"key", facts, subject).in_code}
+
     one, two = returning(None, share=0.5), live(other, share=0.5)
-    first = {subject for subject in subjects if one.draws(b"key", "math", subject)}
-    second = {subject for subject in subjects if two.draws(b"key", "math", subject)}
-    assert first == {subject for subject in subjects if one.draws(b"key", "math", subject)}
+    first, second = drawn(one), drawn(two)
+    assert first == drawn(one)
     assert abs(len(first) - 5_000) < 250
     assert abs(len(first & second) - 2_500) < 250
-    everything, nothing = returning(None, share=1.0), returning(None, share=0.0)
-    assert all(everything.draws(b"key", "math", subject) for subject in subjects)
-    assert not any(nothing.draws(b"key", "math", subject) for subject in subjects)
+    assert drawn(returning(None, share=1.0)) == set(subjects)
+    assert drawn(returning(None, share=0.0)) == set()
 
 
-def test_agents_of_a_rule():
-    """A scorer with a list of agents scores no other's runs; an empty list is nobody."""
-    assert returning(None, agents=["math"]).draws(b"key", "math", "tr-1")
-    assert not returning(None, agents=["math"]).draws(b"key", "support", "tr-1")
-    assert not returning(None, agents=[]).draws(b"key", "math", "tr-1")
+def test_agents_of_a_rule(turn):
+    """A scorer with a list of agents scores no other's runs, and says nothing of them; an empty list is nobody."""
+    facts = TraceFacts([turn])
+    agent = facts.agent
+
+    def selected(agents):
+        return select([returning(None, agents=agents)], b"key", facts, "tr-1")
+
+    assert [each.live.name for each in selected([agent]).in_code] == ["check"]
+    assert selected(["another"]) == selected([]) == ([], [], {})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "a text that the rule below cannot compare"])
