@@ -210,26 +210,28 @@ def _read(mlflow: httpx.Client, conversation: Conversation, collected: set[str])
             if assessment.get("valid", True) and "feedback" in assessment:
                 verdicts.setdefault(assessment["assessment_name"], []).append(assessment["feedback"].get("value"))
     conversation.verdicts = verdicts
-    conversation.in_dataset = bool(collected & set(conversation.trace_ids))
+    # By its question too: a start on the same home finds the rows of the last one, and like ones are left out.
+    conversation.in_dataset = bool(collected & {*conversation.trace_ids, *conversation.sample.turns})
 
 
 def _collected(mlflow: httpx.Client) -> set[str]:
-    """Return the ids of the traces that the dataset's rows name."""
+    """Return the ids of the traces that the dataset's rows name, and what was asked in them."""
     query = {"filter_string": "name = 'regressions'", "max_results": 1}
     found = mlflow.post("/api/3.0/mlflow/datasets/search", json=query).raise_for_status().json().get("datasets", [])
     if not found:
         return set()
-    trace_ids: set[str] = set()
+    found_there: set[str] = set()
     page = ""
     while True:
         address = f"/api/3.0/mlflow/datasets/{found[0]['dataset_id']}/records"
         answer = mlflow.get(address, params={"page_token": page} if page else {}).raise_for_status().json()
         for record in json.loads(answer.get("records", "[]")):
             names = (tag for tag in record.get("tags", {}) if tag.startswith("from."))
-            trace_ids.update(name.removeprefix("from.") for name in names)
+            found_there.update(name.removeprefix("from.") for name in names)
+            found_there.update(str(message.get("content")) for message in record["inputs"].get("messages", []))
         page = answer.get("next_page_token", "")
         if not page:
-            return trace_ids
+            return found_there
 
 
 def _print_result(conversations: list[Conversation], settings: Settings, console: Console, *, complete: bool) -> None:
