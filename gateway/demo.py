@@ -189,6 +189,9 @@ def _await_scores(conversations: list[Conversation], settings: Settings, console
         while True:
             with contextlib.suppress(httpx.HTTPError):  # one slow answer is no reason to give up
                 collected = _collected(mlflow)
+                own = {trace_id for each in conversations for trace_id in each.trace_ids}
+                if collected - own:  # rows of an earlier start on this home, beside which like ones are left out
+                    collected |= own
                 for conversation in (each for each in conversations if each.missing):
                     _read(mlflow, conversation, collected)
             waiting = [each for each in conversations if each.missing]
@@ -210,28 +213,26 @@ def _read(mlflow: httpx.Client, conversation: Conversation, collected: set[str])
             if assessment.get("valid", True) and "feedback" in assessment:
                 verdicts.setdefault(assessment["assessment_name"], []).append(assessment["feedback"].get("value"))
     conversation.verdicts = verdicts
-    # By its question too: a start on the same home finds the rows of the last one, and like ones are left out.
-    conversation.in_dataset = bool(collected & {*conversation.trace_ids, *conversation.sample.turns})
+    conversation.in_dataset = bool(collected & set(conversation.trace_ids))
 
 
 def _collected(mlflow: httpx.Client) -> set[str]:
-    """Return the ids of the traces that the dataset's rows name, and what was asked in them."""
+    """Return the ids of the traces that the dataset's rows name."""
     query = {"filter_string": "name = 'regressions'", "max_results": 1}
     found = mlflow.post("/api/3.0/mlflow/datasets/search", json=query).raise_for_status().json().get("datasets", [])
     if not found:
         return set()
-    found_there: set[str] = set()
+    trace_ids: set[str] = set()
     page = ""
     while True:
         address = f"/api/3.0/mlflow/datasets/{found[0]['dataset_id']}/records"
         answer = mlflow.get(address, params={"page_token": page} if page else {}).raise_for_status().json()
         for record in json.loads(answer.get("records", "[]")):
             names = (tag for tag in record.get("tags", {}) if tag.startswith("from."))
-            found_there.update(name.removeprefix("from.") for name in names)
-            found_there.update(str(message.get("content")) for message in record["inputs"].get("messages", []))
+            trace_ids.update(name.removeprefix("from.") for name in names)
         page = answer.get("next_page_token", "")
         if not page:
-            return found_there
+            return trace_ids
 
 
 def _print_result(conversations: list[Conversation], settings: Settings, console: Console, *, complete: bool) -> None:
